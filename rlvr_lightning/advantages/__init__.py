@@ -1,0 +1,1 @@
+"""Advantage estimators: rewards of a group to advantages."""

@@ -1,0 +1,1 @@
+"""Constraint policies: the surrogate, its clip ranges and the reference KL."""

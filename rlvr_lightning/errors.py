@@ -1,0 +1,36 @@
+"""Every error the package raises on purpose, each also a kind of the standard library's.
+
+The command line turns an `RLVRError` into one line and exit code 2; anything else is a defect and keeps its traceback.
+"""
+
+
+class RLVRError(Exception):
+    """Base of all errors addressed to the user: the message says what, where and what to do."""
+
+
+class ConfigError(RLVRError, ValueError):
+    """A setting is unknown, out of range, or contradicts another one."""
+
+
+class DataError(RLVRError, ValueError):
+    """A task file or row cannot be used; the message names the file and the line."""
+
+
+class ModelError(RLVRError, ValueError):
+    """A model folder cannot be used: no tokenizer, unknown architecture, non-standard head."""
+
+
+class CheckpointError(RLVRError, ValueError):
+    """A checkpoint is corrupt, or belongs to another run."""
+
+
+class MissingDependencyError(RLVRError, ImportError):
+    """An optional package was asked for and is not installed."""
+
+
+class HardwareError(RLVRError, RuntimeError):
+    """The run needs devices or memory this machine does not have."""
+
+
+class RolloutError(RLVRError, RuntimeError):
+    """A rollout engine failed, or its weights are not the ones asked for."""

@@ -1,0 +1,1 @@
+"""torchmetrics for accuracies and token statistics."""

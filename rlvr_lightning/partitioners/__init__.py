@@ -1,0 +1,1 @@
+"""Token partitioners: response tokens to named parts."""

@@ -1,0 +1,189 @@
+"""The roles a run is made of: signatures and shapes only.
+
+Each Protocol is one constructor argument of `RLVRModule` or `RolloutDataModule`, one sub-package and one folder under
+`conf/`. Components are pure: tensors in, tensors out; they never aggregate, read a config or know their run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Literal, Protocol, runtime_checkable
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from rlvr_lightning.types import (
+    Generation,
+    GenerationRequest,
+    MaskCount,
+    Problem,
+    SamplingSpec,
+    TokenStats,
+    TokenTerm,
+    Verdict,
+)
+
+
+class Task(Protocol):
+    """Where problems come from."""
+
+    def train(self) -> Sequence[Problem]:
+        """Problems to learn from. May be a lazy sequence; its order does not matter."""
+        ...
+
+    def held_out(self) -> Sequence[Problem]:
+        """Problems to validate on, disjoint from `train`; may be empty."""
+        ...
+
+
+class Verifier(Protocol):
+    """Says whether a response is right."""
+
+    def __call__(self, response: str, problem: Problem) -> Verdict:
+        """Judge one response.
+
+        Raises:
+            Exception: whatever goes wrong is counted and reported by the caller; it never becomes a reward.
+        """
+        ...
+
+
+class AdvantageEstimator(Protocol):
+    """Turns the rewards of a group into advantages."""
+
+    def __call__(self, rewards: Float[Tensor, "P G"], valid: Bool[Tensor, "P G"]) -> Float[Tensor, "P G"]:
+        """Advantages of the responses; zero where `valid` is False (the verifier failed there)."""
+        ...
+
+
+class RolloutEngine(Protocol):
+    """Draws responses from a copy of the policy."""
+
+    policy_version: int
+
+    def sync(self, weights: Iterable[tuple[str, Tensor]], policy_version: int) -> None:
+        """Take over the policy's weights, under the names of the Hugging Face checkpoint."""
+        ...
+
+    def generate(self, requests: Sequence[GenerationRequest], sampling: SamplingSpec) -> list[Generation]:
+        """One response for each request, in order."""
+        ...
+
+    def close(self) -> None:
+        """Free what the engine holds. Calling it twice does no harm."""
+        ...
+
+
+@runtime_checkable
+class VocabStatistic(Protocol):
+    """A number per token made from the whole next-token distribution.
+
+    It is computed in the one pass over the logits, chunk by chunk, whenever a component names it in `requires`.
+    Two statistics with the same name are the same statistic.
+    """
+
+    name: str
+    differentiable: bool
+
+    def __call__(self, logprobs: Float[Tensor, "N V"], token_ids: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
+        """The statistic of N tokens: `logprobs` are the log-softmax at the sampling temperature [nats]."""
+        ...
+
+
+class StepContext(Protocol):
+    """The whole optimizer step over all ranks, for those who choose tokens: nothing is gathered to one rank."""
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Elementwise sum over the ranks."""
+        ...
+
+    def quantile(self, values: Tensor, mask: Bool[Tensor, "..."], q: float) -> Tensor:
+        """The q-quantile (linear interpolation) of the masked values of the step; +inf when there are none."""
+        ...
+
+    def kth_smallest(self, values: Tensor, mask: Bool[Tensor, "..."], k: int) -> Tensor:
+        """The k-th smallest (1-based) of the masked values of the step; -inf for k = 0."""
+        ...
+
+
+When = Literal["rollout", "update"]
+
+
+class Component(Protocol):
+    """What partitioners, constraints and regularizers share."""
+
+    @property
+    def requires(self) -> tuple[VocabStatistic, ...]:
+        """Statistics read from `stats.statistics` (and `stats.old_statistics`); nothing else is computed."""
+        return ()
+
+    @property
+    def requires_ref(self) -> bool:
+        """Whether `stats.ref_logprobs` is read."""
+        return False
+
+    @property
+    def plans_on(self) -> When:
+        """The policy whose statistics `plan` (or a partition) reads: at the rollout (old), or at each update.
+
+        `update` costs a forward pass without gradient when a step has several micro-batches.
+        """
+        return "rollout"
+
+
+class TokenPartitioner(Component, Protocol):
+    """Splits response tokens into named parts."""
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of the parts; a token's id is its part's index here."""
+        ...
+
+    def __call__(self, stats: TokenStats, step: StepContext) -> Int[Tensor, "B T"]:
+        """Part ids, disjoint and exhaustive by construction."""
+        ...
+
+
+class ConstraintPolicy(Component, Protocol):
+    """The policy-gradient surrogate and what holds it back: clip ranges and reference KL, per part."""
+
+    def bind(self, parts: tuple[str, ...]) -> None:
+        """Check the settings against the partitioner's parts, once, when the run is built.
+
+        Raises:
+            ConfigError: per-part settings do not match the parts.
+        """
+
+    def plan(self, stats: TokenStats, part_ids: Int[Tensor, "B T"], step: StepContext) -> Tensor:  # noqa: ARG002
+        """What needs the whole step (a mask, a weight per token), without gradient; rows as in `stats`."""
+        return stats.loss_mask
+
+    def __call__(
+        self, stats: TokenStats, part_ids: Int[Tensor, "B T"], planned: Tensor
+    ) -> tuple[TokenTerm, ...]:
+        """The terms of each token; the first is named `surrogate`."""
+        ...
+
+
+class Regularizer(Component, Protocol):
+    """A summand beside the surrogate."""
+
+    def plan(self, stats: TokenStats, part_ids: Int[Tensor, "B T"], step: StepContext) -> Tensor:  # noqa: ARG002
+        """What needs the whole step (a mask, a weight per token), without gradient; rows as in `stats`."""
+        return stats.loss_mask
+
+    def __call__(
+        self, stats: TokenStats, part_ids: Int[Tensor, "B T"], planned: Tensor
+    ) -> tuple[TokenTerm, ...]:
+        """The terms of each token."""
+        ...
+
+
+class Aggregator(Protocol):
+    """Turns token terms into one number: `loss = sum(values * weights)`."""
+
+    def __call__(
+        self, mask: Bool[Tensor, "B T"], count: MaskCount
+    ) -> Float[Tensor, "B T"]:
+        """The weight of each token: zero outside `mask`; `count` is of the whole step over all ranks."""
+        ...

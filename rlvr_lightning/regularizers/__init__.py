@@ -1,0 +1,1 @@
+"""Regularizers: summands beside the surrogate."""

@@ -1,0 +1,136 @@
+"""Chains of additions and subtractions, made on the fly: the task a laptop learns in minutes.
+
+`7+12-5+9=` is answered `7+12=19;19-5=14;14+9=23#23`: one step per operator, then the result behind `#`. Train and
+held-out problems are told apart by a hash of their text, so they are disjoint whatever the seed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from rlvr_lightning.errors import ConfigError
+from rlvr_lightning.types import Problem
+
+HELD_OUT_SHARE = 0.1
+
+
+def _is_held_out(expression: str) -> bool:
+    digest = hashlib.sha256(expression.encode()).digest()
+    return int.from_bytes(digest[:4], "big") < HELD_OUT_SHARE * 2**32
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A chain of operations, from left to right.
+
+    Args:
+        start: the first number.
+        steps: operator (`+` or `-`) and operand of each step.
+    """
+
+    start: int
+    steps: tuple[tuple[str, int], ...]
+
+    @property
+    def expression(self) -> str:
+        """`7+12-5=`."""
+        return str(self.start) + "".join(f"{operator}{operand}" for operator, operand in self.steps) + "="
+
+    def solve(self, perturb: Callable[[int], int] = lambda result: result) -> tuple[str, int]:
+        """The worked solution and its result; `perturb` may falsify a step's result, which is then carried on."""
+        value, worked = self.start, []
+        for operator, operand in self.steps:
+            result = perturb(value + operand if operator == "+" else value - operand)
+            worked.append(f"{value}{operator}{operand}={result}")
+            value = result
+        return f"{';'.join(worked)}#{value}", value
+
+
+class Arithmetic:
+    """The procedural task.
+
+    Args:
+        num_terms: numbers in a chain, at least 2.
+        max_operand: each number is drawn from 1 to this.
+        max_value: every intermediate result lies between 0 and this.
+        num_train: problems to learn from (they are made when asked for).
+        num_held_out: problems to validate on.
+        seed: of both sets.
+
+    Raises:
+        ConfigError: a number is out of range.
+    """
+
+    def __init__(
+        self,
+        num_terms: int = 4,
+        max_operand: int = 20,
+        max_value: int = 99,
+        num_train: int = 20_000,
+        num_held_out: int = 64,
+        seed: int = 0,
+    ) -> None:
+        for name, value, least in (
+            ("num_terms", num_terms, 2),
+            ("max_operand", max_operand, 1),
+            ("max_value", max_value, max_operand),
+            ("num_train", num_train, 1),
+            ("num_held_out", num_held_out, 0),
+        ):
+            if value < least:
+                raise ConfigError(f"Arithmetic.{name} must be at least {least}; got {value}")
+        self.num_terms, self.max_operand, self.max_value = num_terms, max_operand, max_value
+        self.num_train, self.num_held_out, self.seed = num_train, num_held_out, seed
+
+    def draw(self, rng: random.Random) -> Chain:
+        """One chain, from either set."""
+        value = start = rng.randint(1, self.max_operand)
+        steps = []
+        for _ in range(self.num_terms - 1):
+            operand = rng.randint(1, self.max_operand)
+            signs = [s for s in "+-" if 0 <= (value + operand if s == "+" else value - operand) <= self.max_value]
+            if not signs:  # neither direction stays in range: shrink the operand to the larger margin
+                operand, signs = max(value, self.max_value - value), ["-" if value > self.max_value - value else "+"]
+            operator = rng.choice(signs)
+            value = value + operand if operator == "+" else value - operand
+            steps.append((operator, operand))
+        return Chain(start, tuple(steps))
+
+    def draw_train(self, rng: random.Random) -> Chain:
+        """One chain of the training set."""
+        while True:
+            chain = self.draw(rng)
+            if not _is_held_out(chain.expression):
+                return chain
+
+    def train(self) -> Sequence[Problem]:
+        """Problems to learn from."""
+        return self._distinct(self.num_train, held_out=False)
+
+    def held_out(self) -> Sequence[Problem]:
+        """Problems to validate on."""
+        return self._distinct(self.num_held_out, held_out=True)
+
+    def _distinct(self, count: int, *, held_out: bool) -> list[Problem]:
+        rng = random.Random(f"arithmetic-{self.seed}-{held_out}")
+        chains: dict[str, Chain] = {}
+        for _ in range(200 * count + 1000):
+            if len(chains) == count:
+                return [self._problem(chain) for chain in chains.values()]
+            chain = self.draw(rng)
+            if _is_held_out(chain.expression) == held_out:
+                chains.setdefault(chain.expression, chain)
+        if len(chains) < count:
+            raise ConfigError(
+                f"Arithmetic has only about {len(chains)} distinct problems of this size; asked for {count}: "
+                "raise task.num_terms or task.max_operand"
+            )
+        return [self._problem(chain) for chain in chains.values()]
+
+    @staticmethod
+    def _problem(chain: Chain) -> Problem:
+        message = {"role": "user", "content": chain.expression}
+        return Problem(id=chain.expression, messages=(message,), answer=str(chain.solve()[1]))

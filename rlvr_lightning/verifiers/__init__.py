@@ -1,0 +1,1 @@
+"""Verifiers: is a response right?"""
