@@ -7,7 +7,7 @@ Each Protocol is one constructor argument of `RLVRModule` or `RolloutDataModule`
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Literal, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -21,6 +21,7 @@ from rlvr_lightning.types import (
     TokenStats,
     TokenTerm,
     Verdict,
+    When,
 )
 
 
@@ -106,9 +107,6 @@ class StepContext(Protocol):
         ...
 
 
-When = Literal["rollout", "update"]
-
-
 class Component(Protocol):
     """What partitioners, constraints and regularizers share."""
 
@@ -123,12 +121,12 @@ class Component(Protocol):
         return False
 
     @property
-    def plans_on(self) -> When:
-        """The policy whose statistics `plan` (or a partition) reads: at the rollout (old), or at each update.
+    def plans_on(self) -> When | None:
+        """The policy whose statistics the choice of tokens reads: `rollout` (old), `update` (current) or None.
 
         `update` costs a forward pass without gradient when a step has several micro-batches.
         """
-        return "rollout"
+        return None
 
 
 class TokenPartitioner(Component, Protocol):

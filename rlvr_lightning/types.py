@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 Message = dict[str, str]
+When = Literal["rollout", "update"]
 
 
 @dataclass(frozen=True)
@@ -178,6 +179,14 @@ class TokenBatch:
 
 
 @dataclass(frozen=True)
+class PolicyView:
+    """What one policy says of the sampled tokens."""
+
+    logprobs: Float[Tensor, "B T"]
+    statistics: Mapping[str, Float[Tensor, "B T"]]
+
+
+@dataclass(frozen=True)
 class TokenStats:
     """What the objective knows of each response token. Only `logprobs` and `statistics` can carry a gradient.
 
@@ -201,6 +210,12 @@ class TokenStats:
     statistics: Mapping[str, Float[Tensor, "B T"]] = field(default_factory=dict)
     old_statistics: Mapping[str, Float[Tensor, "B T"]] = field(default_factory=dict)
 
+    def at(self, when: When) -> PolicyView:
+        """The numbers of one policy: at the start of the update (`rollout`) or of the current one (`update`)."""
+        if when == "rollout":
+            return PolicyView(self.old_logprobs, self.old_statistics)
+        return PolicyView(self.logprobs, self.statistics)
+
     def detached(self) -> TokenStats:
         """The same numbers without a gradient, for choosing tokens."""
         statistics = {key: value.detach() for key, value in self.statistics.items()}
@@ -223,6 +238,7 @@ class TokenTerm:
     values: Float[Tensor, "B T"]
     over: str = "response"
     replaces: Bool[Tensor, "B T"] | None = None
+    clipped: Bool[Tensor, "B T"] | None = None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,127 @@
+"""The whole loss: partition, constrain, regularize, aggregate.
+
+    loss = sum over terms, sum over tokens of  value_t * weight_t
+
+`plan` chooses tokens and counts them for the whole optimizer step, before its first micro-batch; the loss of a
+micro-batch then adds up to the loss of the step however it is cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from rlvr_lightning.errors import ConfigError
+from rlvr_lightning.protocols import (
+    Aggregator,
+    Component,
+    ConstraintPolicy,
+    Regularizer,
+    StepContext,
+    TokenPartitioner,
+    VocabStatistic,
+)
+from rlvr_lightning.token_stats import Entropy, merge_statistics
+from rlvr_lightning.types import MaskCount, StepPlan, TokenStats, TokenTerm, When
+
+
+@dataclass(frozen=True)
+class LossOutput:
+    """The loss of a micro-batch and its summands.
+
+    Args:
+        loss: with a graph, also where no token carries weight.
+        terms: each summand, detached; they add up to the loss.
+        clipped: tokens whose gradient the constraint cut off, or None.
+    """
+
+    loss: Float[Tensor, ""]
+    terms: dict[str, Float[Tensor, ""]]
+    clipped: Bool[Tensor, "B T"] | None
+
+
+class Objective:
+    """The loss as a composition.
+
+    Args:
+        partitioner: splits tokens into parts.
+        constraint: surrogate and KL per part.
+        regularizers: further summands, by the name they are logged under.
+        aggregator: token terms to one number.
+
+    Raises:
+        ConfigError: the constraint's per-part settings do not match the partitioner's parts.
+    """
+
+    def __init__(
+        self,
+        partitioner: TokenPartitioner,
+        constraint: ConstraintPolicy,
+        regularizers: Mapping[str, Regularizer],
+        aggregator: Aggregator,
+    ) -> None:
+        self.partitioner, self.constraint, self.aggregator = partitioner, constraint, aggregator
+        self.regularizers = dict(regularizers)
+        if len(set(partitioner.parts)) != len(partitioner.parts) or not partitioner.parts:
+            raise ConfigError(f"partitioner parts must be distinct names; got {partitioner.parts}")
+        constraint.bind(partitioner.parts)
+
+    @property
+    def _components(self) -> Sequence[Component]:
+        return (self.partitioner, self.constraint, *self.regularizers.values())
+
+    @property
+    def requires(self) -> tuple[VocabStatistic, ...]:
+        """Statistics to compute; the entropy always is, for the logs."""
+        return merge_statistics([Entropy(), *(s for part in self._components for s in part.requires)])
+
+    @property
+    def requires_ref(self) -> bool:
+        """Whether reference log-probabilities are needed."""
+        return any(part.requires_ref for part in self._components)
+
+    @property
+    def plans_on(self) -> When | None:
+        """The latest policy any component's choice of tokens depends on."""
+        times = {part.plans_on for part in self._components}
+        return "update" if "update" in times else "rollout" if "rollout" in times else None
+
+    def plan(self, stats: TokenStats, step: StepContext) -> StepPlan:
+        """Everything that is chosen for the step, from this rank's rows of it and what `step` knows of the others."""
+        stats = stats.detached()
+        part_ids = self.partitioner(stats, step)
+        masks = {"response": stats.loss_mask}
+        for index, part in enumerate(self.partitioner.parts):
+            masks[part] = stats.loss_mask & (part_ids == index)
+        choices = {"constraint": self.constraint.plan(stats, part_ids, step)}
+        for name, regularizer in self.regularizers.items():
+            choices[name] = regularizer.plan(stats, part_ids, step)
+            if choices[name].dtype == torch.bool:
+                masks[name] = choices[name] & stats.loss_mask
+        rows = stats.loss_mask.any(-1).sum()
+        totals = step.sum(torch.stack([rows, *(mask.sum() for mask in masks.values())]).to(torch.float64))
+        counts = {name: MaskCount(total, totals[0]) for name, total in zip(masks, totals[1:], strict=True)}
+        return StepPlan(part_ids, choices, masks, counts)
+
+    def __call__(self, stats: TokenStats, plan: StepPlan) -> LossOutput:
+        """This micro-batch's share of the step's loss."""
+        surrogate, *others = self.constraint(stats, plan.part_ids, plan.choices["constraint"])
+        for name, regularizer in self.regularizers.items():
+            others.extend(regularizer(stats, plan.part_ids, plan.choices[name]))
+        replaced = [term.replaces for term in others if term.replaces is not None]
+        taken = torch.stack(replaced).any(0) if replaced else torch.zeros_like(stats.loss_mask)
+        values = {"surrogate": self._aggregate(surrogate, plan, ~taken)}
+        for term in others:
+            values[term.name] = self._aggregate(term, plan, torch.ones_like(taken))
+        loss = torch.stack(list(values.values())).sum()
+        return LossOutput(loss, {name: value.detach() for name, value in values.items()}, surrogate.clipped)
+
+    def _aggregate(self, term: TokenTerm, plan: StepPlan, keep: Bool[Tensor, "B T"]) -> Float[Tensor, ""]:
+        mask = plan.masks[term.over]
+        weights = self.aggregator(mask, plan.counts[term.over]).to(term.values.dtype)
+        # where, not a product: a masked position may hold anything, and 0 * inf is not 0.
+        return (torch.where(mask & keep, term.values, 0.0) * weights).sum()

@@ -1,0 +1,97 @@
+"""Low-probability regularization: shield reasoning sparks (Lp-Reg, arXiv 2510.03222).
+
+    pi_proxy(v) ~ pi(v) 1[pi(v) > tau],  tau = kappa max_v pi(v), or fixed
+    beta 1[p_t < delta_rho, pi_proxy(o_t) > 0, A < 0] KL(pi_proxy || pi)_t
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from rlvr_lightning.constraints.kl import ESTIMATORS, MAX_KL, KLKind, kl_estimate, ratio
+from rlvr_lightning.errors import ConfigError
+from rlvr_lightning.protocols import Regularizer, StepContext, VocabStatistic
+from rlvr_lightning.regularizers.proxy import ProxyKL, ProxyLogprob, Threshold
+from rlvr_lightning.types import TokenStats, TokenTerm, When
+
+
+class LpReg(Regularizer):
+    """Pull improbable tokens of wrong responses towards the filtered, renormalised policy.
+
+    Args:
+        quantile: rho, the share of tokens that count as improbable; in (0, 1).
+        threshold: kappa; in (0, 1).
+        threshold_kind: `relative` to the largest probability (min-p) or `absolute`.
+        coef: beta; at least 0.
+        kl_estimator: of the `reference` variant, from the sampled token; the paper's KL is over the whole vocabulary.
+        variant: `paper`: the lowest rho of all response tokens of the step, then A < 0; full-vocabulary KL.
+            `reference` (the published code): the lowest int(n rho) of the n tokens with A < 0 (none where that is at
+            most 1), whose surrogate is not clipped; a KL estimate from the sampled token.
+
+    Raises:
+        ConfigError: a setting is out of range.
+    """
+
+    def __init__(
+        self,
+        quantile: float = 0.01,
+        threshold: float = 0.02,
+        threshold_kind: Threshold = "relative",
+        coef: float = 1.0,
+        kl_estimator: KLKind = "k3",
+        variant: Literal["paper", "reference"] = "paper",
+    ) -> None:
+        for name, value in (("quantile", quantile), ("threshold", threshold)):
+            if not 0 < value < 1:
+                raise ConfigError(f"LpReg.{name} must be in (0, 1); got {value}")
+        if coef < 0:
+            raise ConfigError(f"LpReg.coef must be at least 0; got {coef}")
+        if threshold_kind not in ("relative", "absolute"):
+            raise ConfigError(f"LpReg.threshold_kind must be relative or absolute; got {threshold_kind!r}")
+        if kl_estimator not in ESTIMATORS:
+            raise ConfigError(f"LpReg.kl_estimator must be one of {', '.join(ESTIMATORS)}; got {kl_estimator!r}")
+        if variant not in ("paper", "reference"):
+            raise ConfigError(f"LpReg.variant must be paper or reference; got {variant!r}")
+        self.quantile, self.coef, self.kl_estimator, self.variant = quantile, coef, kl_estimator, variant
+        self.proxy = ProxyLogprob(threshold, threshold_kind, inclusive=variant == "reference")
+        self.penalty = ProxyKL(threshold, threshold_kind)
+
+    @property
+    def requires(self) -> tuple[VocabStatistic, ...]:
+        """The sampled token's proxy log-probability; in the paper's form also the KL over the vocabulary."""
+        return (self.proxy, self.penalty) if self.variant == "paper" else (self.proxy,)
+
+    @property
+    def plans_on(self) -> When:
+        """Paper: the policy at the rollout; reference code: the current probabilities."""
+        return "rollout" if self.variant == "paper" else "update"
+
+    def plan(self, stats: TokenStats, part_ids: Int[Tensor, "B T"], step: StepContext) -> Tensor:  # noqa: ARG002
+        """The sparks: tokens the term acts on."""
+        logprobs, proxy = stats.at(self.plans_on).logprobs, stats.old_statistics[self.proxy.name]
+        negative = stats.loss_mask & (stats.advantages < 0)
+        if self.variant == "paper":
+            improbable = logprobs < step.quantile(logprobs.exp(), stats.loss_mask, self.quantile).log()
+            return negative & improbable & proxy.isfinite()
+        count = int(int(step.sum(negative.sum())) * self.quantile)
+        if count <= 1:
+            return torch.zeros_like(negative)
+        return negative & (logprobs <= step.kth_smallest(logprobs, negative, count)) & (logprobs < proxy)
+
+    def __call__(
+        self, stats: TokenStats, part_ids: Int[Tensor, "B T"], planned: Tensor  # noqa: ARG002
+    ) -> tuple[TokenTerm, ...]:
+        """The penalty on the sparks; in the reference form they also leave the clipped surrogate."""
+        if self.variant == "paper":
+            return (TokenTerm("lp_reg", torch.where(planned, self.coef * stats.statistics[self.penalty.name], 0.0)),)
+        proxy = torch.where(planned, stats.old_statistics[self.proxy.name], 0.0)
+        kl = kl_estimate(stats.logprobs, proxy, self.kl_estimator).clamp(-MAX_KL, MAX_KL)
+        unclipped = -ratio(stats.logprobs, stats.old_logprobs) * stats.advantages
+        return (
+            TokenTerm("lp_reg", torch.where(planned, self.coef * kl, 0.0)),
+            TokenTerm("surrogate/sparks", torch.where(planned, unclipped, 0.0), replaces=planned),
+        )
