@@ -43,7 +43,7 @@ class PretrainSettings:
     steps: int = 3500
     batch_size: int = 64
     lr: float = 3e-3
-    error_rate: float = 0.25
+    error_rate: float = 0.3
     hidden_size: int = 128
     num_layers: int = 4
     num_heads: int = 4

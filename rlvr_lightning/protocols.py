@@ -7,8 +7,9 @@ Each Protocol is one constructor argument of `RLVRModule` or `RolloutDataModule`
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -23,6 +24,9 @@ from rlvr_lightning.types import (
     Verdict,
     When,
 )
+
+if TYPE_CHECKING:
+    from rlvr_lightning.models import ModelSource
 
 
 class Task(Protocol):
@@ -61,6 +65,10 @@ class RolloutEngine(Protocol):
     """Draws responses from a copy of the policy."""
 
     policy_version: int
+
+    def start(self, source: ModelSource, device: torch.device, max_length: int) -> None:
+        """Bring the engine up with the source's weights; `max_length` is prompt and response together [tokens]."""
+        ...
 
     def sync(self, weights: Iterable[tuple[str, Tensor]], policy_version: int) -> None:
         """Take over the policy's weights, under the names of the Hugging Face checkpoint."""

@@ -1,0 +1,272 @@
+"""RolloutDataModule: every epoch, fresh responses from the current policy, ready for the objective."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import lightning as L
+import torch
+from torch.utils.data import DataLoader
+
+from rlvr_lightning.errors import ConfigError
+from rlvr_lightning.models import ModelSource
+from rlvr_lightning.module import RLVRModule
+from rlvr_lightning.protocols import AdvantageEstimator, RolloutEngine, Task, Verifier
+from rlvr_lightning.rollout.collector import Collector, RolloutReport
+from rlvr_lightning.rollout.prompts import PromptSource
+from rlvr_lightning.rollout.store import load_buffer, rollout_record, save_buffer, write_records
+from rlvr_lightning.types import Prompt, Rollout, SamplingSpec, TokenBatch
+
+log = logging.getLogger(__name__)
+
+
+class RolloutDataModule(L.LightningDataModule):
+    """Samples responses from the policy and serves them as optimizer steps.
+
+    The trainer must run with `reload_dataloaders_every_n_epochs=1` and `use_distributed_sampler=False`.
+
+    Args:
+        source: model folder, for the tokenizer and the engine.
+        task: where problems come from.
+        verifier: says whether a response is right.
+        advantage: rewards of a group to advantages.
+        engine: draws responses.
+        group_size: responses a prompt.
+        prompts_per_epoch: prompts of a rollout phase, over all ranks.
+        prompts_per_step: prompts of an optimizer step, over all ranks; None for all of the phase (on-policy).
+        passes: times the phase's rollouts are gone through.
+        temperature: divides the logits, in sampling; the module must score with the same.
+        top_p: must be 1: a truncated distribution is not the one that is scored.
+        max_new_tokens: of a response.
+        max_prompt_tokens: longer prompts are skipped or refused.
+        overlong_prompts: `skip` or `error`.
+        drop_equal_groups: groups of equal rewards carry no weight (Archer, DAPO).
+        eval_samples: k, responses to each held-out problem.
+        seed: of prompt order and sampling.
+        output_dir: rollouts are written to `rollouts/` in it; None keeps them in memory alone.
+
+    Raises:
+        ConfigError: a setting is out of range or contradicts another.
+    """
+
+    def __init__(
+        self,
+        source: ModelSource,
+        task: Task,
+        verifier: Verifier,
+        advantage: AdvantageEstimator,
+        engine: RolloutEngine,
+        group_size: int = 8,
+        prompts_per_epoch: int = 32,
+        prompts_per_step: int | None = None,
+        passes: int = 1,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        max_new_tokens: int = 48,
+        max_prompt_tokens: int = 512,
+        overlong_prompts: Literal["skip", "error"] = "skip",
+        drop_equal_groups: bool = False,
+        eval_samples: int = 8,
+        seed: int = 0,
+        output_dir: Path | None = None,
+    ) -> None:
+        super().__init__()
+        self.source, self.task, self.verifier, self.engine = source, task, verifier, engine
+        self.group_size, self.prompts_per_epoch, self.passes = group_size, prompts_per_epoch, passes
+        self.prompts_per_step = prompts_per_epoch if prompts_per_step is None else prompts_per_step
+        self.max_prompt_tokens, self.overlong_prompts = max_prompt_tokens, overlong_prompts
+        self.drop_equal_groups, self.eval_samples = drop_equal_groups, eval_samples
+        self.seed, self.output_dir, self.top_p = seed, output_dir, top_p
+        sampling = SamplingSpec(temperature, max_new_tokens, ())
+        self._sampling = sampling
+        self._check(advantage)
+        self.advantage = advantage
+        self.phase: Callable[[str], None] = lambda name: None
+        self.report: dict[str, float] = {}
+        self.last_rollouts: list[Rollout] = []
+        self._steps: list[TokenBatch] = []
+        # Version of the policy the buffer was drawn from, and where in the prompt order it began.
+        self._buffer_version, self._cursor, self._next_cursor = -1, 0, 0
+        self._collector: Collector | None = None
+        self._engine_started = False
+
+    def _check(self, advantage: AdvantageEstimator) -> None:
+        least = getattr(advantage, "min_group_size", 1)
+        checks = (
+            (self.group_size >= least, f"group_size must be at least {least} for this advantage", self.group_size),
+            (self.prompts_per_epoch >= 1, "prompts_per_epoch must be at least 1", self.prompts_per_epoch),
+            (
+                self.prompts_per_step >= 1 and self.prompts_per_epoch % self.prompts_per_step == 0,
+                f"prompts_per_step must divide prompts_per_epoch={self.prompts_per_epoch}",
+                self.prompts_per_step,
+            ),
+            (self.passes >= 1, "passes must be at least 1", self.passes),
+            (self._sampling.temperature > 0, "temperature must be above 0", self._sampling.temperature),
+            (self.top_p == 1, "top_p must be 1: what is scored is the whole distribution", self.top_p),
+            (self._sampling.max_new_tokens >= 1, "max_new_tokens must be at least 1", self._sampling.max_new_tokens),
+            (self.max_prompt_tokens >= 1, "max_prompt_tokens must be at least 1", self.max_prompt_tokens),
+            (self.overlong_prompts in ("skip", "error"), "overlong_prompts: skip or error", self.overlong_prompts),
+            (self.eval_samples >= 1, "eval_samples must be at least 1", self.eval_samples),
+        )
+        for holds, rule, got in checks:
+            if not holds:
+                raise ConfigError(f"rollout.{rule}; got {got}")
+
+    @property
+    def temperature(self) -> float:
+        """The sampling temperature."""
+        return self._sampling.temperature
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of a rollout phase."""
+        return self.prompts_per_epoch // self.prompts_per_step * self.passes
+
+    @property
+    def responses_per_epoch(self) -> int:
+        """Responses of a rollout phase, over all ranks."""
+        return self.prompts_per_epoch * self.group_size
+
+    @property
+    def _module(self) -> RLVRModule:
+        assert self.trainer is not None
+        return cast(RLVRModule, self.trainer.lightning_module)
+
+    @property
+    def _ranks(self) -> tuple[int, int]:
+        assert self.trainer is not None
+        return self.trainer.global_rank, self.trainer.world_size
+
+    def setup(self, stage: str) -> None:  # noqa: ARG002
+        """Tokenise the task's problems. A second call does nothing.
+
+        Raises:
+            ConfigError: the ranks cannot share a step evenly, or the module scores at another temperature.
+        """
+        if self._module.temperature != self.temperature:
+            raise ConfigError(
+                f"sampling at temperature {self.temperature} and scoring at {self._module.temperature} are different "
+                "policies: set rollout.temperature alone"
+            )
+        if self.prompts_per_step % self._ranks[1]:
+            raise ConfigError(
+                f"rollout.prompts_per_step={self.prompts_per_step} must be a multiple of the {self._ranks[1]} ranks"
+            )
+        if self._collector is not None:
+            return
+        limits = (self.max_prompt_tokens, self.overlong_prompts)
+        self.train_prompts = PromptSource(self.task.train(), self.source.tokenizer, self.seed, *limits)
+        held_out = self.task.held_out()
+        self.held_out_prompts: list[Prompt] = []
+        if held_out:
+            self.held_out_prompts = PromptSource(held_out, self.source.tokenizer, self.seed, *limits).in_order()
+        stops = self.source.stop_token_ids()
+        self._sampling = SamplingSpec(self.temperature, self._sampling.max_new_tokens, stops)
+        self._collector = Collector(
+            self.source,
+            self.engine,
+            self.verifier,
+            self.advantage,
+            self._sampling,
+            self.group_size,
+            self.seed,
+            lambda name: self.phase(name),
+        )
+
+    def sync_engine(self) -> None:
+        """Give the engine the current policy's weights, if it has others. Every rank must call it."""
+        assert self.trainer is not None
+        if not self._engine_started:
+            length = self.max_prompt_tokens + self._sampling.max_new_tokens
+            self.engine.start(self.source, self.trainer.strategy.root_device, length)
+            self._engine_started = True
+        if self.engine.policy_version != self._module.policy_version:
+            self.phase("syncing")
+            self.engine.sync(self._module.policy.full_weights(), self._module.policy_version)
+
+    def train_dataloader(self) -> DataLoader[TokenBatch]:
+        """The epoch's optimizer steps. Draws new responses unless the buffer is this policy version's."""
+        version = self._module.policy_version
+        epoch_under_way = self._buffer_version < version < self._buffer_version + self.steps_per_epoch
+        if epoch_under_way and not self._steps:
+            self._steps = load_buffer(self._buffer_file, self._buffer_version)
+        elif self._buffer_version != version or not self._steps:
+            self._collect(version)
+        self.phase("updating")
+        return DataLoader(cast(Any, self._steps * self.passes), batch_size=None)
+
+    def _collect(self, version: int) -> None:
+        assert self._collector is not None
+        self.sync_engine()
+        if self._buffer_version != version:
+            self._cursor = self._next_cursor
+        rank, world = self._ranks
+        share = self.prompts_per_step // world
+        prompts = self.train_prompts.take(self._cursor, self.prompts_per_epoch)
+        starts = range(rank * share, self.prompts_per_epoch, self.prompts_per_step)
+        groups, steps, report = self._collector.collect(
+            [prompts[start : start + share] for start in starts], drop_equal_groups=self.drop_equal_groups
+        )
+        self.phase("scoring")
+        self._steps = [self._module.score(step, on_policy=self.steps_per_epoch == 1) for step in steps]
+        self._buffer_version, self._next_cursor = version, self._cursor + self.prompts_per_epoch
+        self._keep(groups, report)
+
+    def _keep(self, groups: list[list[Rollout]], report: RolloutReport) -> None:
+        assert self.trainer is not None
+        self.report = report.metrics(self.trainer.strategy.root_device)
+        self.last_rollouts = [rollout for group in groups for rollout in group]
+        if self.output_dir is None:
+            return
+        records = [
+            rollout_record(rollout, float(row.sum() / row.ne(0).sum().clamp(min=1)))
+            for group, step in zip(groups, self._steps, strict=True)
+            for rollout, row in zip(group, step.advantages, strict=True)
+        ]
+        gathered = [records]
+        if self._ranks[1] > 1:
+            gathered = [[] for _ in range(self._ranks[1])]
+            torch.distributed.all_gather_object(gathered, records)
+        if self._ranks[0] == 0:
+            ordered = sorted(sum(gathered, []), key=lambda record: (record["prompt_index"], record["sample"]))
+            write_records(self.output_dir / "rollouts" / f"version_{self._buffer_version}.jsonl.gz", ordered)
+        if self.steps_per_epoch > 1:
+            save_buffer(self._buffer_file, self._steps, self._buffer_version)
+
+    @property
+    def _buffer_file(self) -> Path:
+        return (self.output_dir or Path()) / "rollouts" / f"buffer_rank_{self._ranks[0]}.pt"
+
+    def val_dataloader(self) -> DataLoader[list[Prompt]]:
+        """This rank's share of the held-out prompts, as one batch."""
+        rank, world = self._ranks
+        mine = self.held_out_prompts[rank::world]
+        return DataLoader(cast(Any, [mine] if self.held_out_prompts else []), batch_size=None)
+
+    test_dataloader = val_dataloader
+    predict_dataloader = val_dataloader
+
+    def evaluate(self, prompts: list[Prompt]) -> list[Rollout]:
+        """Graded responses to held-out prompts, `eval_samples` each, with seeds of their own."""
+        assert self._collector is not None
+        return self._collector.draw(prompts, self.eval_samples, "held-out")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the run stands in the prompt order, and whose rollouts are being learned from."""
+        names = ("_buffer_version", "_cursor", "_next_cursor")
+        return {name.lstrip("_"): getattr(self, name) for name in names}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there."""
+        for name, value in state_dict.items():
+            setattr(self, f"_{name}", value)
+
+    def teardown(self, stage: str) -> None:
+        """Free the engine at the end of a run."""
+        if stage != "validate" and self._engine_started:
+            self.engine.close()
+            self._engine_started = False
+            self.engine.policy_version = -1

@@ -1,0 +1,229 @@
+"""RLVRModule: Lightning hooks around the objective, and nothing else.
+
+One training batch is one optimizer step of this rank; micro-batches are cut inside, so that what belongs to the whole
+step (thresholds, denominators) is found once, before the first of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from rlvr_lightning.aggregators import SequenceMeanTokenMean
+from rlvr_lightning.constraints.clip_kl import ClipKL
+from rlvr_lightning.diagnostics import Diagnostics
+from rlvr_lightning.errors import CheckpointError, ConfigError
+from rlvr_lightning.metrics import AvgAtK, PassAtK
+from rlvr_lightning.models import ModelSource
+from rlvr_lightning.objective import Objective
+from rlvr_lightning.optim import OptimSettings
+from rlvr_lightning.partitioners.single import SinglePart
+from rlvr_lightning.policy import Policy
+from rlvr_lightning.protocols import Aggregator, ConstraintPolicy, Regularizer, TokenPartitioner
+from rlvr_lightning.scoring import Scorer
+from rlvr_lightning.step import Step
+from rlvr_lightning.strategies.sharding import shard
+from rlvr_lightning.types import Prompt, Rollout, TokenBatch
+
+if TYPE_CHECKING:
+    from rlvr_lightning.datamodule import RolloutDataModule
+
+
+class RLVRModule(L.LightningModule):
+    """A policy trained with a composed objective.
+
+    Args:
+        source: the model folder and how to load it.
+        partitioner: splits response tokens into parts; `SinglePart` by default.
+        constraint: surrogate and KL per part; `ClipKL` by default.
+        regularizers: further terms by name.
+        aggregator: token terms to one number; mean over responses of token means by default.
+        optim: of the optimizer.
+        temperature: divides the logits; must be the sampling temperature.
+        micro_batch_size: responses in memory at a time.
+        pass_k: k of pass@k in validation; None for all responses drawn.
+
+    Raises:
+        ConfigError: a setting is out of range or components do not fit together.
+    """
+
+    def __init__(
+        self,
+        source: ModelSource,
+        partitioner: TokenPartitioner | None = None,
+        constraint: ConstraintPolicy | None = None,
+        regularizers: Mapping[str, Regularizer] | None = None,
+        aggregator: Aggregator | None = None,
+        optim: OptimSettings | None = None,
+        temperature: float = 1.0,
+        micro_batch_size: int = 64,
+        eval_samples: int = 8,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        if micro_batch_size < 1:
+            raise ConfigError(f"trainer.micro_batch_size must be at least 1; got {micro_batch_size}")
+        self.source, self.temperature, self.micro_batch_size = source, temperature, micro_batch_size
+        self.optim = optim or OptimSettings()
+        self.objective = Objective(
+            partitioner or SinglePart(),
+            constraint or ClipKL(),
+            regularizers or {},
+            aggregator or SequenceMeanTokenMean(),
+        )
+        self.policy_version = 0
+        self.baseline: dict[str, float] = {}
+        self.evaluation: dict[str, float] = {}
+        self.diagnostics = Diagnostics(self.objective)
+        self.eval_metrics = torch.nn.ModuleDict({"avg": AvgAtK(eval_samples), "pass": PassAtK(eval_samples)})
+        self.eval_samples = eval_samples
+        self.policy: Policy
+        # Outside the module tree: the frozen reference is no state of the run, its folder is.
+        self._reference: list[Policy] = []
+        self.scorer: Scorer
+        self._fingerprint = ""
+
+    @property
+    def _data(self) -> RolloutDataModule:
+        return cast("RolloutDataModule", self.trainer.datamodule)  # type: ignore[attr-defined]
+
+    def configure_model(self) -> None:
+        """Load policy and reference, sharded where the strategy has a device mesh. A second call does nothing."""
+        if hasattr(self, "policy"):
+            return
+        policy = Policy(self.source)
+        self._fingerprint = self.source.fingerprint(policy.causal_lm)
+        if self.objective.requires_ref and not policy.has_adapters:
+            self._reference = [Policy(self.source, trainable=False)]
+        for model in (policy, *self._reference):
+            shard(model, self.device_mesh)
+        self.policy = policy
+        settings = (self.temperature, self.micro_batch_size)
+        self.scorer = Scorer(policy, next(iter(self._reference), None), self.objective, *settings)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW over what is trainable, stepped once an optimizer step."""
+        settings = self.optim
+        trainable = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(
+            trainable, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay
+        )
+        warmup = max(settings.warmup_steps, 1)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / warmup))
+        return [optimizer], [schedule]
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:  # noqa: ARG002
+        """Tensors move; prompts are no tensors."""
+        return batch.map(lambda tensor: tensor.to(device)) if isinstance(batch, TokenBatch) else batch
+
+    def training_step(self, batch: TokenBatch, batch_idx: int) -> Tensor:  # noqa: ARG002
+        """One optimizer step: plan it, add up its micro-batches' gradients, update."""
+        batch = self._without_idle_rows(batch)
+        optimizer = cast(Any, self.optimizers())
+        optimizer.zero_grad()
+        micros = list(batch.split(self.micro_batch_size))
+        plan = self.scorer.plan_ahead(batch, Step()) if len(micros) > 1 else None
+        total = torch.zeros((), device=self.device)
+        for index, (rows, micro) in enumerate(micros):
+            with self._gradients_stay_local(index < len(micros) - 1):
+                stats = self.scorer.stats(micro)
+                if plan is None:
+                    plan = self.objective.plan(stats, Step())
+                output = self.objective(stats, plan.rows(rows))
+                # Ranks average their gradients; the loss is a sum over ranks.
+                self.manual_backward(output.loss * self.trainer.world_size)
+            self.diagnostics.observe(stats, output, plan.rows(rows))
+            total += output.loss.detach().to(total.dtype)
+        self._update(optimizer)
+        return Step().sum(total)
+
+    def _update(self, optimizer: Any) -> None:
+        clip = self.optim.grad_clip
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        norm = cast(Any, norm).full_tensor() if hasattr(norm, "full_tensor") else norm
+        self.diagnostics.observe_step(norm)
+        # A step without a finite gradient would destroy the policy: it is left out and counted.
+        if torch.isfinite(norm):
+            if clip is not None:
+                torch.nn.utils.clip_grads_with_norm_(parameters, clip, norm)
+            optimizer.step()
+        cast(Any, self.lr_schedulers()).step()
+        self.policy_version += 1
+
+    def _without_idle_rows(self, batch: TokenBatch) -> TokenBatch:
+        """Leave out rows that carry no weight, keeping as many on each rank (collectives go in lockstep)."""
+        busy = batch.loss_mask.any(-1)
+        most = busy.sum()
+        if self.trainer.world_size > 1:
+            torch.distributed.all_reduce(most, op=torch.distributed.ReduceOp.MAX)
+        order = torch.argsort(busy.long(), descending=True, stable=True)[: max(int(most), 1)].sort().values
+        return batch.map(lambda tensor: tensor[order])
+
+    def score(self, batch: TokenBatch, *, on_policy: bool) -> TokenBatch:
+        """Add what the policy (unless the update is on-policy) and the reference say of the tokens."""
+        with self.trainer.precision_plugin.forward_context():
+            return self.scorer.score(batch, self.device, on_policy=on_policy)
+
+    def _gradients_stay_local(self, more_to_come: bool) -> contextlib.AbstractContextManager[Any]:
+        block = getattr(self.trainer.strategy, "block_backward_sync", None)
+        return block() if more_to_come and block is not None else contextlib.nullcontext()
+
+    def on_train_epoch_end(self) -> None:
+        """Log the epoch's means, of tokens and of rollouts."""
+        self.log_dict({**self._data.report, **self.diagnostics.drain()})
+
+    def on_validation_epoch_start(self) -> None:
+        """Sample from the current weights."""
+        self._data.sync_engine()
+
+    def validation_step(self, prompts: list[Prompt], batch_idx: int) -> list[Rollout]:  # noqa: ARG002
+        """Grade `eval_samples` responses to each prompt; a response nobody could judge counts as wrong."""
+        rollouts = self._data.evaluate(prompts)
+        correct = [rollout.verdict is not None and rollout.verdict.correct for rollout in rollouts]
+        table = torch.tensor(correct, device=self.device).view(-1, self.eval_samples)
+        for metric in self.eval_metrics.values():
+            cast(AvgAtK, metric).update(table)
+        return rollouts
+
+    def on_validation_epoch_end(self) -> None:
+        """Log avg@k and pass@k; those before the first step are the baseline."""
+        self.evaluation = {name: float(cast(AvgAtK, m).compute()) for name, m in self.eval_metrics.items()}
+        for metric in self.eval_metrics.values():
+            cast(AvgAtK, metric).reset()
+        if self.policy_version == 0:
+            self.baseline = dict(self.evaluation)
+        self.log_dict({f"val/{name}_at_k": value for name, value in self.evaluation.items()})
+
+    on_test_epoch_start = on_predict_epoch_start = on_validation_epoch_start
+    test_step = predict_step = validation_step
+    on_test_epoch_end = on_validation_epoch_end
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what changes results and is no tensor."""
+        checkpoint["rlvr"] = {
+            "policy_version": self.policy_version,
+            "fingerprint": self._fingerprint,
+            "baseline": self.baseline,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on from there.
+
+        Raises:
+            CheckpointError: it is not a checkpoint of this project, or was trained from another model.
+        """
+        if "rlvr" not in checkpoint:
+            raise CheckpointError("the checkpoint was not written by rlvr_lightning")
+        state = checkpoint["rlvr"]
+        if state["fingerprint"] != self._fingerprint:
+            raise CheckpointError(
+                f"the checkpoint was trained from another model than model.path={self.source.path}: use the one it "
+                "began with"
+            )
+        self.policy_version, self.baseline = state["policy_version"], state["baseline"]

@@ -1,0 +1,103 @@
+"""The policy: a causal language model whose forward pass gives token statistics instead of logits.
+
+Being one module, it is what strategies wrap: under FSDP its forward gathers the output layer for all chunks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from rlvr_lightning.protocols import VocabStatistic
+from rlvr_lightning.token_stats import token_stats
+from rlvr_lightning.types import TokenBatch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from rlvr_lightning.models import ModelSource
+
+
+class Policy(nn.Module):
+    """A causal language model, possibly with LoRA adapters.
+
+    Args:
+        source: the model folder and how to load it.
+        trainable: False for the frozen reference (adapters are then left out).
+    """
+
+    def __init__(self, source: ModelSource, *, trainable: bool = True) -> None:
+        super().__init__()
+        model = source.load()
+        if source.gradient_checkpointing and trainable:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self.has_adapters = trainable and source.lora is not None
+        if self.has_adapters:
+            from peft import get_peft_model
+
+            model = get_peft_model(model, source.lora)
+        else:
+            model.requires_grad_(trainable)
+        # No dropout: a sampled token must have the same probability each time it is scored.
+        self.model = model.eval()
+
+    @property
+    def causal_lm(self) -> PreTrainedModel:
+        """The Hugging Face model itself, adapters built in."""
+        return self.model.get_base_model() if self.has_adapters else self.model
+
+    def forward(
+        self, batch: TokenBatch, temperature: float, statistics: Sequence[VocabStatistic] = ()
+    ) -> tuple[Float[Tensor, "B T"], dict[str, Float[Tensor, "B T"]]]:
+        """Log-probabilities of the response tokens that carry weight, and the statistics [nats]."""
+        positions = (batch.attention_mask.cumsum(-1) - 1).clamp(min=0)
+        hidden = self.causal_lm.get_decoder()(
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask, position_ids=positions, use_cache=False
+        ).last_hidden_state
+        length = batch.loss_mask.shape[1]
+        # The state before a token scores it.
+        scoring = hidden[:, -length - 1 : -1]
+        head = self.causal_lm.get_output_embeddings()
+        return token_stats(scoring, batch.response_ids, batch.loss_mask, head, temperature, statistics)
+
+    @contextlib.contextmanager
+    def adapters_off(self) -> Iterator[None]:
+        """The model as it was before adapters were trained: the reference policy of a LoRA run."""
+        assert self.has_adapters
+        with self.model.disable_adapter():
+            yield
+
+    def full_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """All weights under their checkpoint names: shards gathered, adapters merged, nothing changed in place.
+
+        Under a sharded strategy this is a collective: every rank must exhaust it.
+        """
+        modules = dict(self.causal_lm.named_modules())
+        for name, parameter in self.causal_lm.named_parameters():
+            if ".lora_" in name:
+                continue
+            weight = _gathered(parameter)
+            owner = modules[name.rpartition(".")[0].removesuffix(".base_layer")]
+            if ".base_layer.weight" in name:
+                weight = weight + _lora_delta(owner).to(weight.dtype)
+            yield name.replace(".base_layer.", "."), weight
+
+
+def _gathered(parameter: Tensor) -> Tensor:
+    from torch.distributed.tensor import DTensor
+
+    weight = parameter.detach()
+    return weight.full_tensor() if isinstance(weight, DTensor) else weight
+
+
+@torch.no_grad()
+def _lora_delta(layer: nn.Module) -> Tensor:
+    """B A * scaling of a LoRA linear layer (arXiv 2106.09685), from gathered shards."""
+    (adapter,) = layer.active_adapters  # type: ignore[misc, union-attr]
+    down, up = _gathered(layer.lora_A[adapter].weight), _gathered(layer.lora_B[adapter].weight)  # type: ignore[index, union-attr]
+    return (up @ down) * layer.scaling[adapter]  # type: ignore[index]

@@ -1,0 +1,102 @@
+"""From problems to an endless, seeded order of prompts."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import random
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+from rlvr_lightning.errors import DataError
+from rlvr_lightning.types import Problem, Prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+
+
+def derived_seed(*parts: object) -> int:
+    """A seed of 31 bits from the run's seed and what it is for: stable over processes and machines."""
+    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
+
+
+def tokenize(problem: Problem, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """The problem's messages through the chat template; without one, their contents line by line."""
+    if tokenizer.chat_template:
+        text = tokenizer.apply_chat_template(
+            [dict(message) for message in problem.messages], add_generation_prompt=True, tokenize=False
+        )
+    else:
+        text = "\n".join(message["content"] for message in problem.messages)
+    # The template has already written every special token there should be.
+    return tuple(tokenizer(text, add_special_tokens=not tokenizer.chat_template)["input_ids"])
+
+
+class PromptSource:
+    """Problems as prompts, in an order that depends on nothing but the seed.
+
+    Args:
+        problems: at least one.
+        tokenizer: of the policy.
+        seed: of the order.
+        max_prompt_tokens: longer prompts are handled as `overlong_prompts` says.
+        overlong_prompts: `skip` (counted and logged) or `error`.
+
+    Raises:
+        DataError: no problem, a prompt that is too long (`error`), or none short enough (`skip`).
+    """
+
+    def __init__(
+        self,
+        problems: Sequence[Problem],
+        tokenizer: PreTrainedTokenizerBase,
+        seed: int,
+        max_prompt_tokens: int,
+        overlong_prompts: Literal["skip", "error"],
+    ) -> None:
+        self.seed, self.num_skipped = seed, 0
+        self._items: list[tuple[Problem, tuple[int, ...]]] = []
+        for problem in problems:
+            token_ids = tokenize(problem, tokenizer)
+            if len(token_ids) <= max_prompt_tokens:
+                self._items.append((problem, token_ids))
+            elif overlong_prompts == "error":
+                raise DataError(
+                    f"the prompt of problem {problem.id} has {len(token_ids)} tokens, more than "
+                    f"rollout.max_prompt_tokens={max_prompt_tokens}: raise it, or set rollout.overlong_prompts=skip"
+                )
+            else:
+                self.num_skipped += 1
+        if not self._items:
+            raise DataError(
+                f"no prompt is left: {self.num_skipped} of {len(problems)} are longer than "
+                f"rollout.max_prompt_tokens={max_prompt_tokens}"
+            )
+        if self.num_skipped:
+            log.warning(
+                "skipped %d of %d prompts longer than %d tokens", self.num_skipped, len(problems), max_prompt_tokens
+            )
+        self._permutation: tuple[int, list[int]] = (-1, [])
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def in_order(self) -> list[Prompt]:
+        """Each prompt once, as the task gives them."""
+        return [Prompt(problem, token_ids, i) for i, (problem, token_ids) in enumerate(self._items)]
+
+    def take(self, start: int, count: int) -> list[Prompt]:
+        """Prompts `start` to `start + count` of the endless order; each pass over the problems is shuffled anew."""
+        return [self._at(index) for index in range(start, start + count)]
+
+    def _at(self, index: int) -> Prompt:
+        turn, place = divmod(index, len(self._items))
+        if self._permutation[0] != turn:
+            order = list(range(len(self._items)))
+            random.Random(derived_seed(self.seed, "order", turn)).shuffle(order)
+            self._permutation = (turn, order)
+        problem, token_ids = self._items[self._permutation[1][place]]
+        return Prompt(problem, token_ids, index)
