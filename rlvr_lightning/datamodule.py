@@ -190,7 +190,7 @@ class RolloutDataModule(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader[TokenBatch]:
         """The epoch's optimizer steps. Draws new responses unless the buffer is this policy version's."""
         version = self._module.policy_version
-        epoch_under_way = self._buffer_version < version < self._buffer_version + self.steps_per_epoch
+        epoch_under_way = 0 <= self._buffer_version < version < self._buffer_version + self.steps_per_epoch
         if epoch_under_way and not self._steps:
             self._steps = load_buffer(self._buffer_file, self._buffer_version)
         elif self._buffer_version != version or not self._steps:
@@ -248,6 +248,10 @@ class RolloutDataModule(L.LightningDataModule):
 
     test_dataloader = val_dataloader
     predict_dataloader = val_dataloader
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:  # noqa: ARG002
+        """Tensors move; prompts are no tensors."""
+        return batch.map(lambda tensor: tensor.to(device)) if isinstance(batch, TokenBatch) else batch
 
     def evaluate(self, prompts: list[Prompt]) -> list[Rollout]:
         """Graded responses to held-out prompts, `eval_samples` each, with seeds of their own."""

@@ -117,10 +117,6 @@ class RLVRModule(L.LightningModule):
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / warmup))
         return [optimizer], [schedule]
 
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:  # noqa: ARG002
-        """Tensors move; prompts are no tensors."""
-        return batch.map(lambda tensor: tensor.to(device)) if isinstance(batch, TokenBatch) else batch
-
     def training_step(self, batch: TokenBatch, batch_idx: int) -> Tensor:  # noqa: ARG002
         """One optimizer step: plan it, add up its micro-batches' gradients, update."""
         batch = self._without_idle_rows(batch)

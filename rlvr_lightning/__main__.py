@@ -1,0 +1,8 @@
+"""`python -m rlvr_lightning VERB ...`."""
+
+import sys
+
+from rlvr_lightning.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,119 @@
+"""What a run leaves behind besides checkpoints and logs: its configuration, the versions of everything, curves."""
+
+from __future__ import annotations
+
+import csv
+import json
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+
+import rlvr_lightning
+
+PACKAGES = ("lightning", "torch", "transformers", "vllm", "hydra-core", "torchmetrics", "peft", "math-verify")
+PANELS = (
+    ("reward", ("reward/",), "reward"),
+    ("accuracy", ("rollout/accuracy", "val/"), "probability"),
+    ("entropy", ("policy/entropy/",), "nats"),
+    ("clip fraction", ("policy/clip_frac/",), "share of tokens"),
+    ("KL", ("policy/kl_ref/", "policy/kl_old"), "nats"),
+    ("response length", ("rollout/response_tokens",), "tokens"),
+)
+
+
+class ProvenanceCallback(Callback):
+    """Writes `config.yaml` and `versions.json` when training begins.
+
+    Args:
+        folder: the output folder.
+        config: the composed configuration as YAML.
+    """
+
+    def __init__(self, folder: Path, config: str) -> None:
+        self.folder, self.config = folder, config
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
+        """Write both."""
+        if trainer.is_global_zero:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / "config.yaml").write_text(self.config)
+            (self.folder / "versions.json").write_text(json.dumps(versions(), indent=2) + "\n")
+
+
+def versions() -> dict[str, str]:
+    """The version of this package, of what it runs on, and the commit where there is one."""
+    found = {"rlvr_lightning": rlvr_lightning.__version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    checkout = Path(__file__).parents[2]
+    if (checkout / ".git").exists():
+        commit = subprocess.run(
+            ["git", "-C", str(checkout), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+        )
+        found["commit"] = commit.stdout.strip() or "none"
+    return found
+
+
+class CurvesCallback(Callback):
+    """Draws `curves.png` from the CSV logs at the end of a run.
+
+    Args:
+        folder: the output folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
+        """Draw what the loggers have written."""
+        if trainer.is_global_zero:
+            for logger in trainer.loggers:
+                logger.save()
+            draw_curves(self.folder)
+
+
+def read_series(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Every logged series as (optimizer step, value), over all sessions of the run."""
+    series: dict[str, dict[int, float]] = {}
+    files = sorted(folder.glob("logs/version_*/metrics.csv"), key=lambda file: int(file.parent.name.split("_")[1]))
+    for file in files:
+        with file.open() as lines:
+            for row in csv.DictReader(lines):
+                for name, value in row.items():
+                    if name not in ("step", "epoch") and value:
+                        series.setdefault(name, {})[int(row["step"])] = float(value)
+    return {name: sorted(points.items()) for name, points in series.items()}
+
+
+def draw_curves(folder: Path) -> Path | None:
+    """Reward, accuracy, entropy, clip fraction and KL over the optimizer steps; None where nothing was logged."""
+    from matplotlib.figure import Figure
+
+    series = read_series(folder)
+    panels = [
+        (title, unit, names)
+        for title, prefixes, unit in PANELS
+        if (names := [name for name in sorted(series) if name.startswith(prefixes)])
+    ]
+    if not panels:
+        return None
+    rows = (len(panels) + 2) // 3
+    figure = Figure(figsize=(14, 3.6 * rows), layout="constrained")
+    for index, (title, unit, names) in enumerate(panels, 1):
+        axes = figure.add_subplot(rows, 3, index)
+        for name in names:
+            steps, values = zip(*series[name], strict=True)
+            axes.plot(steps, values, label=name, marker="o" if len(steps) < 15 else None, linewidth=1.2)
+        axes.set(title=title, xlabel="optimizer step", ylabel=unit)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize="small")
+    path = folder / "curves.png"
+    figure.savefig(path, dpi=90)
+    return path

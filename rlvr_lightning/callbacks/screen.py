@@ -1,0 +1,165 @@
+"""What a run shows: a live line with phase and numbers on a terminal, plain lines elsewhere, a table at the end."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, cast
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+from rich.console import Console
+from rich.markup import escape
+from rich.panel import Panel
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from rlvr_lightning.errors import ConfigError
+from rlvr_lightning.types import Rollout
+
+if TYPE_CHECKING:
+    from rlvr_lightning.datamodule import RolloutDataModule
+    from rlvr_lightning.module import RLVRModule
+
+# Characters of a response on the screen.
+SHOWN = 600
+
+
+class ScreenCallback(Callback):
+    """The run's face.
+
+    Args:
+        show_every_n_epochs: a sampled response with its verdict; 0 for never.
+
+    Raises:
+        ConfigError: a negative number.
+    """
+
+    def __init__(self, show_every_n_epochs: int = 10) -> None:
+        if show_every_n_epochs < 0:
+            raise ConfigError(f"trainer.show_every_n_epochs must be at least 0; got {show_every_n_epochs}")
+        self.every = show_every_n_epochs
+        self.console = Console()
+        self._progress: Progress | None = None
+        self._phase, self._line = "starting", ""
+        self._started = self._epoch_started = time.perf_counter()
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:  # noqa: ARG002
+        """Listen to the data module's phases."""
+        if trainer.is_global_zero:
+            cast("RolloutDataModule", trainer.datamodule).phase = self._on_phase  # type: ignore[attr-defined]
+
+    def _on_phase(self, phase: str) -> None:
+        self._phase = phase
+        self._refresh()
+
+    def _refresh(self) -> None:
+        if self._progress is not None:
+            self._progress.update(self._progress.task_ids[0], phase=self._phase, numbers=self._line)
+
+    def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
+        """Open the live line."""
+        self._open(trainer)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Say where the policy stands before training."""
+        self._open(trainer)
+        self._started = self._epoch_started = time.perf_counter()
+        baseline = cast("RLVRModule", pl_module).baseline
+        if trainer.is_global_zero and baseline and trainer.current_epoch == 0:
+            self.console.print(f"before training: {_accuracies(baseline, pl_module)}")
+
+    def _open(self, trainer: L.Trainer) -> None:
+        if trainer.is_global_zero and self.console.is_terminal and self._progress is None:
+            columns = (
+                TextColumn("epoch {task.completed}/{task.total}"),
+                BarColumn(bar_width=16),
+                TextColumn("[bold]{task.fields[phase]:<9}"),
+                TextColumn("{task.fields[numbers]}"),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+            )
+            self._progress = Progress(*columns, console=self.console)
+            self._progress.add_task("fit", total=trainer.max_epochs, phase=self._phase, numbers="")
+            self._progress.start()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Refresh the numbers; now and then show a response."""
+        if not trainer.is_global_zero:
+            return
+        done, now = trainer.current_epoch + 1, time.perf_counter()
+        metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
+        self._line = _numbers(metrics, cast("RLVRModule", pl_module), now - self._epoch_started)
+        self._epoch_started = now
+        if self._progress is not None:
+            self._progress.update(self._progress.task_ids[0], completed=done)
+            self._refresh()
+        else:
+            self.console.print(f"epoch {done}/{trainer.max_epochs} {self._line}", soft_wrap=True)
+        rollouts = cast("RolloutDataModule", trainer.datamodule).last_rollouts  # type: ignore[attr-defined]
+        if self.every and done % self.every == 0 and rollouts:
+            self.console.print(_sample_panel(rollouts[done % len(rollouts)], done))
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """One line for each validation."""
+        if trainer.is_global_zero and not trainer.sanity_checking and trainer.state.fn == "fit":
+            evaluation = cast("RLVRModule", pl_module).evaluation
+            self.console.print(f"held-out after epoch {trainer.current_epoch + 1}: {_accuracies(evaluation, pl_module)}")
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """The table of before and after."""
+        self._close()
+        if trainer.is_global_zero:
+            minutes, seconds = divmod(int(time.perf_counter() - self._started), 60)
+            self.console.print(_summary(cast("RLVRModule", pl_module)))
+            self.console.print(f"trained for {minutes} min {seconds:02d} s")
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:  # noqa: ARG002
+        """Leave the terminal as it was."""
+        self._close()
+
+    def _close(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+
+def _accuracies(values: dict[str, float], module: Any) -> str:
+    return f"avg@{module.eval_samples} {values['avg']:.3f}, pass@{module.eval_samples} {values['pass']:.3f}"
+
+
+def _numbers(metrics: dict[str, float], module: RLVRModule, seconds: float) -> str:
+    """The live line: reward, accuracy, entropy and clip fraction per part, speed."""
+    parts = module.objective.partitioner.parts
+    shown = [f"reward {metrics.get('reward/mean', 0.0):.3f}", f"acc {metrics.get('rollout/accuracy', 0.0):.3f}"]
+    for label, kind, digits in (("H", "entropy", 3), ("clip", "clip_frac", 4)):
+        values = [(part, metrics.get(f"policy/{kind}/{part}")) for part in parts]
+        written = [f"{part[:4]} {value:.{digits}f}" for part, value in values if value is not None]
+        if written:
+            shown.append(f"{label} {' '.join(written)}")
+    tokens = metrics.get("rollout/responses", 0.0) * metrics.get("rollout/response_tokens", 0.0)
+    shown.append(f"{tokens / max(seconds, 1e-9):,.0f} tok/s")
+    return "  ".join(shown)
+
+
+def _sample_panel(rollout: Rollout, epoch: int) -> Panel:
+    verdict = rollout.verdict
+    if verdict is None:
+        judged = f"[yellow]not judged: {escape(rollout.error or '')}[/]"
+    else:
+        word = "[green]right[/]" if verdict.correct else "[red]wrong[/]"
+        judged = f"{word}, answer {escape(str(verdict.extracted))}, gold {escape(rollout.prompt.problem.answer)}"
+    question = rollout.prompt.problem.messages[-1]["content"]
+    body = f"[bold]{escape(question[-SHOWN:])}[/]\n{escape(rollout.text[:SHOWN])}\n{judged}"
+    return Panel(body, title=f"a response of epoch {epoch}", title_align="left", expand=False)
+
+
+def _summary(module: RLVRModule) -> Table:
+    table = Table(title="held-out accuracy", title_justify="left")
+    for column in ("", "before", "after", "change"):
+        table.add_column(column, justify="left" if not column else "right")
+    for name in ("avg", "pass"):
+        before, after = module.baseline.get(name), module.evaluation.get(name)
+        row = [f"{value:.3f}" if value is not None else "-" for value in (before, after)]
+        change = f"{after - before:+.3f}" if before is not None and after is not None else "-"
+        table.add_row(f"{name}@{module.eval_samples}", *row, change)
+    return table

@@ -1,0 +1,93 @@
+"""The numbers a configuration amounts to, shown before anything is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from rlvr_lightning.errors import ConfigError, ModelError
+from rlvr_lightning.models import ModelSource
+
+
+@dataclass(frozen=True)
+class DerivedNumbers:
+    """Label and value of each row of the table."""
+
+    title: str
+    rows: tuple[tuple[str, str], ...]
+
+    @classmethod
+    def of(cls, cfg: DictConfig) -> DerivedNumbers:
+        """Work them out.
+
+        Raises:
+            ConfigError: the numbers contradict each other.
+        """
+        rollout, trainer = cfg.rollout, cfg.trainer
+        per_step = rollout.prompts_per_step or rollout.prompts_per_epoch
+        if per_step < 1 or rollout.prompts_per_epoch % per_step or rollout.passes < 1:
+            raise ConfigError(
+                f"rollout.prompts_per_step={per_step} must divide rollout.prompts_per_epoch="
+                f"{rollout.prompts_per_epoch}, and rollout.passes={rollout.passes} must be at least 1"
+            )
+        steps = rollout.prompts_per_epoch // per_step * rollout.passes
+        responses = rollout.prompts_per_epoch * rollout.group_size
+        on_policy = "on-policy" if steps == 1 else "off-policy"
+        regularizers = ", ".join(cfg.regularizer or {}) or "none"
+        rows = (
+            ("model", f"{cfg.model.path}, {parameters(cfg)}, {cfg.model.dtype}"),
+            ("task, verifier", f"{_name(cfg.task)}, {_name(cfg.verifier)}"),
+            ("objective", f"{_name(cfg.partitioner)} + {_name(cfg.constraint)} + regularizers: {regularizers}"),
+            ("aggregation, variant", f"{_name(cfg.aggregator)}, {cfg.variant}"),
+            ("prompts x group", f"{rollout.prompts_per_epoch} x {rollout.group_size}"),
+            ("responses per epoch", f"{responses:,}"),
+            ("optimizer steps per epoch", f"{steps} of {per_step * rollout.group_size:,} responses ({on_policy})"),
+            ("epochs, optimizer steps", f"{trainer.max_epochs:,}, {trainer.max_epochs * steps:,}"),
+            ("tokens per response", f"at most {rollout.max_new_tokens:,} after {rollout.max_prompt_tokens:,}"),
+            ("response tokens per epoch", f"at most {responses * rollout.max_new_tokens:,}"),
+            ("engine, strategy", f"{_engine(cfg)}, {cfg.strategy.name} x {trainer.devices} x {trainer.num_nodes}"),
+            ("outputs", str(cfg.output_dir)),
+        )
+        return cls(cfg.name, rows)
+
+    def show(self) -> None:
+        """Print the table, on the first rank alone."""
+        from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+        if rank_zero_only.rank != 0:
+            return
+        table = Table(title=f"rlvr_lightning: {self.title}", title_justify="left", show_header=False)
+        for label, value in self.rows:
+            table.add_row(label, value)
+        Console().print(table)
+
+
+def _name(node: DictConfig) -> str:
+    return str(node._target_).rpartition(".")[2]
+
+
+def _engine(cfg: DictConfig) -> str:
+    from rlvr_lightning.rollout.vllm_engine import vllm_installed
+
+    if _name(cfg.engine) != "auto_engine":
+        return _name(cfg.engine)
+    return "VLLMEngine (auto)" if vllm_installed() else "TransformersEngine (auto)"
+
+
+def parameters(cfg: DictConfig) -> str:
+    """`0.8M parameters`, counted without loading a weight."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        folder = ModelSource(cfg.model.path, cfg.model.dtype).folder
+        config = AutoConfig.from_pretrained(folder)
+    except (OSError, ModelError):
+        return "not on this machine"
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    return f"{count / 1e9:.2f}B parameters" if count >= 1e9 else f"{count / 1e6:.2f}M parameters"

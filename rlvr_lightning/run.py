@@ -1,0 +1,200 @@
+"""A configuration made into a run: components, module, data module, trainer."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from omegaconf import DictConfig, OmegaConf
+
+from rlvr_lightning.callbacks.outputs import CurvesCallback, ProvenanceCallback
+from rlvr_lightning.callbacks.screen import ScreenCallback
+from rlvr_lightning.config import explain
+from rlvr_lightning.datamodule import RolloutDataModule
+from rlvr_lightning.derived import DerivedNumbers
+from rlvr_lightning.errors import CheckpointError, ConfigError, HardwareError
+from rlvr_lightning.models import ModelSource
+from rlvr_lightning.module import RLVRModule
+from rlvr_lightning.optim import OptimSettings
+from rlvr_lightning.strategies import make_strategy
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything a verb needs."""
+
+    cfg: DictConfig
+    trainer: L.Trainer
+    module: RLVRModule
+    data: RolloutDataModule
+    derived: DerivedNumbers
+
+    @property
+    def output_dir(self) -> Path:
+        """Where the run leaves its files."""
+        return Path(self.cfg.output_dir)
+
+    def fit(self) -> None:
+        """Train, from the start or from the checkpoint of `resume`."""
+        checkpoint = None
+        if self.cfg.resume is not None:
+            checkpoint = checkpoint_path(self.output_dir, "last")
+        self.trainer.fit(self.module, self.data, ckpt_path=checkpoint, weights_only=False)
+
+
+def component(cfg: Any, key: str) -> Any:
+    """Instantiate the component at `key`.
+
+    Raises:
+        RLVRError: its constructor refused; the message says why.
+    """
+    try:
+        return instantiate(cfg[key], _convert_="all")
+    except (InstantiationException, TypeError) as error:
+        raise explain(error) from error
+
+
+def model_source(cfg: DictConfig) -> ModelSource:
+    """The model as configured."""
+    lora = None if cfg.peft.config is None else component(cfg.peft, "config")
+    return ModelSource(cfg.model.path, cfg.model.dtype, lora, cfg.model.gradient_checkpointing)
+
+
+def build_data(cfg: DictConfig, source: ModelSource, engine: Any) -> RolloutDataModule:
+    """The data module as configured."""
+    settings = OmegaConf.to_container(cfg.rollout, resolve=True)
+    assert isinstance(settings, dict)
+    parts = [component(cfg, key) for key in ("task", "verifier", "advantage")]
+    return RolloutDataModule(
+        source, *parts, engine, seed=cfg.seed, output_dir=Path(cfg.output_dir), **{str(k): v for k, v in settings.items()}
+    )
+
+
+def build_module(cfg: DictConfig, source: ModelSource) -> RLVRModule:
+    """The Lightning module as configured."""
+    return RLVRModule(
+        source,
+        component(cfg, "partitioner"),
+        component(cfg, "constraint"),
+        {name: component(cfg.regularizer, name) for name in cfg.regularizer or {}},
+        component(cfg, "aggregator"),
+        OptimSettings(
+            cfg.optim.lr, cfg.optim.weight_decay, tuple(cfg.optim.betas), cfg.optim.warmup_steps, cfg.optim.grad_clip
+        ),
+        temperature=cfg.rollout.temperature,
+        micro_batch_size=cfg.trainer.micro_batch_size,
+        eval_samples=cfg.rollout.eval_samples,
+    )
+
+
+def build_run(cfg: DictConfig, callbacks: list[Callback] | None = None) -> Run:
+    """Build everything, checking all settings, and write nothing.
+
+    Args:
+        cfg: as `compose` gives it.
+        callbacks: further ones for the trainer.
+
+    Raises:
+        RLVRError: a setting is wrong, a file is missing, or the hardware is.
+    """
+    derived = DerivedNumbers.of(cfg)
+    derived.show()
+    check_hardware(cfg)
+    L.seed_everything(cfg.seed, workers=True, verbose=False)
+    source = model_source(cfg)
+    data = build_data(cfg, source, component(cfg, "engine"))
+    module = build_module(cfg, source)
+    source.tokenizer  # noqa: B018 - a model folder without one is found out now
+    trainer = build_trainer(cfg, [*(callbacks or []), *default_callbacks(cfg)])
+    return Run(cfg, trainer, module, data, derived)
+
+
+def default_callbacks(cfg: DictConfig) -> list[Callback]:
+    """Screen, checkpoints and outputs."""
+    folder = Path(cfg.output_dir)
+    checkpoints, every = folder / "checkpoints", cfg.trainer.val_every_n_epochs
+    last = ModelCheckpoint(
+        checkpoints,
+        "last",
+        every_n_epochs=every,
+        save_on_train_epoch_end=True,
+        save_on_exception=True,
+        enable_version_counter=False,
+    )
+    best = ModelCheckpoint(
+        checkpoints, "best", monitor="val/avg_at_k", mode="max", save_weights_only=False, enable_version_counter=False
+    )
+    return [
+        ScreenCallback(cfg.trainer.show_every_n_epochs),
+        ProvenanceCallback(folder, OmegaConf.to_yaml(cfg, resolve=True)),
+        CurvesCallback(folder),
+        last,
+        best,
+    ]
+
+
+def build_trainer(cfg: DictConfig, callbacks: list[Callback]) -> L.Trainer:
+    """Lightning's trainer as configured."""
+    settings, folder = cfg.trainer, Path(cfg.output_dir)
+    devices = settings.devices
+    world = (devices if isinstance(devices, int) else 1) * settings.num_nodes
+    if settings.max_epochs < 0:
+        raise ConfigError(f"trainer.max_epochs must be at least 0; got {settings.max_epochs}")
+    return L.Trainer(
+        accelerator=settings.accelerator,
+        devices=devices,
+        num_nodes=settings.num_nodes,
+        strategy=make_strategy(cfg.strategy.name, world),
+        precision=settings.precision,
+        max_epochs=settings.max_epochs,
+        check_val_every_n_epoch=settings.val_every_n_epochs,
+        num_sanity_val_steps=-1,
+        reload_dataloaders_every_n_epochs=1,
+        use_distributed_sampler=False,
+        log_every_n_steps=1,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        logger=[CSVLogger(folder, name="logs"), TensorBoardLogger(folder, name="tensorboard")],
+        callbacks=callbacks,
+    )
+
+
+def check_hardware(cfg: DictConfig) -> None:
+    """Refuse a run this machine cannot hold.
+
+    Raises:
+        HardwareError: too few GPUs, or too small ones.
+    """
+    needed, memory = cfg.hardware.gpus, cfg.hardware.gpu_memory_gb
+    if not needed:
+        return
+    here = torch.cuda.device_count()
+    smallest = min((torch.cuda.get_device_properties(i).total_memory / 2**30 for i in range(here)), default=0.0)
+    if here * cfg.trainer.num_nodes < needed or smallest < memory:
+        raise HardwareError(
+            f"{cfg.name} needs {needed} GPUs of {memory} GiB; here are {here} on {cfg.trainer.num_nodes} node(s)"
+            + (f" of {smallest:.0f} GiB" if here else "")
+            + ": run it there, or set hardware.gpus=0 to try all the same"
+        )
+
+
+def checkpoint_path(folder: Path, which: str) -> Path:
+    """`best` or `last` of an output folder, or a file.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    path = folder / "checkpoints" / f"{which}.ckpt" if which in ("best", "last") else Path(which).expanduser()
+    if not path.exists():
+        raise CheckpointError(f"there is no checkpoint {path}")
+    return path

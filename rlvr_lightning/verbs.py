@@ -1,0 +1,117 @@
+"""What each verb does with a composed configuration."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from rlvr_lightning.run import Run
+
+Verb = Callable[["DictConfig"], None]
+
+
+def _logging() -> None:
+    from rich.logging import RichHandler
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[RichHandler(show_path=False)], force=True)
+    # Lightning's own use of a deprecated name.
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+    for chatty in ("lightning.pytorch", "lightning.fabric", "httpx", "matplotlib", "torch", "vllm"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+def _build(cfg: DictConfig) -> Run:
+    from rlvr_lightning.run import build_run
+
+    _logging()
+    return build_run(cfg)
+
+
+def fit(cfg: DictConfig) -> None:
+    """Train, then measure once more where the last epoch was not validated."""
+    run = _build(cfg)
+    run.fit()
+    if run.trainer.is_global_zero:
+        Console().print(f"outputs: {run.output_dir}", soft_wrap=True)
+
+
+def validate(cfg: DictConfig) -> None:
+    """avg@k and pass@k on the held-out problems."""
+    run = _build(cfg)
+    run.trainer.validate(run.module, run.data, ckpt_path=_checkpoint(cfg), verbose=False, weights_only=False)
+    _show(run)
+
+
+def test(cfg: DictConfig) -> None:
+    """The same through Lightning's test loop."""
+    run = _build(cfg)
+    run.trainer.test(run.module, run.data, ckpt_path=_checkpoint(cfg), verbose=False, weights_only=False)
+    _show(run)
+
+
+def predict(cfg: DictConfig) -> None:
+    """Sample responses to the held-out problems and write them with their verdicts."""
+    from rlvr_lightning.rollout.store import rollout_record, write_records
+    from rlvr_lightning.types import Rollout
+
+    run = _build(cfg)
+    batches = run.trainer.predict(run.module, run.data, ckpt_path=_checkpoint(cfg), weights_only=False) or []
+    rollouts: list[Rollout] = [rollout for batch in batches for rollout in batch]  # type: ignore[union-attr]
+    rank = f".rank_{run.trainer.global_rank}" if run.trainer.world_size > 1 else ""
+    path = run.output_dir / f"predictions{rank}.jsonl.gz"
+    write_records(path, [rollout_record(rollout, 0.0) for rollout in rollouts])
+    Console().print(f"{len(rollouts)} responses: {path}", soft_wrap=True)
+
+
+def export(cfg: DictConfig) -> None:
+    """Write a policy as a Hugging Face folder."""
+    from rlvr_lightning.export import export_run
+
+    _logging()
+    Console().print(f"exported: {export_run(cfg)}", soft_wrap=True)
+
+
+def pretrain(cfg: DictConfig) -> None:
+    """Make the bundled model."""
+    from rlvr_lightning.pretrain import pretrain as make
+    from rlvr_lightning.run import component
+
+    _logging()
+    path = make(component(cfg, "task"), component(cfg, "pretrain"), Path(cfg.output_dir))
+    Console().print(f"model: {path}", soft_wrap=True)
+
+
+def _checkpoint(cfg: DictConfig) -> Path | None:
+    from rlvr_lightning.run import checkpoint_path
+
+    return None if cfg.resume is None else checkpoint_path(Path(cfg.output_dir), cfg.export.checkpoint)
+
+
+def _show(run: Run) -> None:
+    if not run.trainer.is_global_zero:
+        return
+    table = Table(title="held-out accuracy", title_justify="left")
+    k = run.module.eval_samples
+    for name in run.module.evaluation:
+        table.add_column(f"{name}@{k}", justify="right")
+    table.add_row(*(f"{value:.4f}" for value in run.module.evaluation.values()))
+    Console().print(table)
+
+
+VERBS: dict[str, Verb] = {
+    "fit": fit,
+    "validate": validate,
+    "test": test,
+    "predict": predict,
+    "export": export,
+    "pretrain": pretrain,
+}
