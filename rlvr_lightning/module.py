@@ -77,6 +77,7 @@ class RLVRModule(L.LightningModule):
             aggregator or SequenceMeanTokenMean(),
         )
         self.policy_version = 0
+        self.epoch_metrics: dict[str, float] = {}
         self.baseline: dict[str, float] = {}
         self.evaluation: dict[str, float] = {}
         self.diagnostics = Diagnostics(self.objective)
@@ -170,9 +171,14 @@ class RLVRModule(L.LightningModule):
         block = getattr(self.trainer.strategy, "block_backward_sync", None)
         return block() if more_to_come and block is not None else contextlib.nullcontext()
 
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
+        """After the epoch's last step gather its means: callbacks read them before `on_train_epoch_end`."""
+        if self.trainer.is_last_batch:
+            self.epoch_metrics = {**self._data.report, **self.diagnostics.drain()}
+
     def on_train_epoch_end(self) -> None:
         """Log the epoch's means, of tokens and of rollouts."""
-        self.log_dict({**self._data.report, **self.diagnostics.drain()})
+        self.log_dict(self.epoch_metrics)
 
     def on_validation_epoch_start(self) -> None:
         """Sample from the current weights."""

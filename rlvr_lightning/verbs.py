@@ -25,6 +25,8 @@ def _logging() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[RichHandler(show_path=False)], force=True)
     # Lightning's own use of a deprecated name.
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+    # The policy has no dropout to switch on.
+    warnings.filterwarnings("ignore", message=".*module.s. in eval mode at the start of training.*")
     for chatty in ("lightning.pytorch", "lightning.fabric", "httpx", "matplotlib", "torch", "vllm"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
 

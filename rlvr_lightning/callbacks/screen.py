@@ -87,8 +87,7 @@ class ScreenCallback(Callback):
         if not trainer.is_global_zero:
             return
         done, now = trainer.current_epoch + 1, time.perf_counter()
-        metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
-        self._line = _numbers(metrics, cast("RLVRModule", pl_module), now - self._epoch_started)
+        self._line = _numbers(cast("RLVRModule", pl_module), now - self._epoch_started)
         self._epoch_started = now
         if self._progress is not None:
             self._progress.update(self._progress.task_ids[0], completed=done)
@@ -127,8 +126,9 @@ def _accuracies(values: dict[str, float], module: Any) -> str:
     return f"avg@{module.eval_samples} {values['avg']:.3f}, pass@{module.eval_samples} {values['pass']:.3f}"
 
 
-def _numbers(metrics: dict[str, float], module: RLVRModule, seconds: float) -> str:
+def _numbers(module: RLVRModule, seconds: float) -> str:
     """The live line: reward, accuracy, entropy and clip fraction per part, speed."""
+    metrics = module.epoch_metrics
     parts = module.objective.partitioner.parts
     shown = [f"reward {metrics.get('reward/mean', 0.0):.3f}", f"acc {metrics.get('rollout/accuracy', 0.0):.3f}"]
     for label, kind, digits in (("H", "entropy", 3), ("clip", "clip_frac", 4)):

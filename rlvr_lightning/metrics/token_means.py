@@ -56,6 +56,8 @@ class TokenMeans(torch.nn.ModuleDict):
         means = {}
         for name in self._names:
             metric = self[_key(name)]
+            # A rank that saw nothing still takes part in the sum, without a warning.
+            metric.update(torch.zeros(0, 0), torch.zeros(0, 0, dtype=torch.bool))
             value = float(metric.compute())
             metric.reset()
             if not math.isnan(value):  # nan: no rank saw a token
