@@ -34,3 +34,11 @@ class HardwareError(RLVRError, RuntimeError):
 
 class RolloutError(RLVRError, RuntimeError):
     """A rollout engine failed, or its weights are not the ones asked for."""
+
+
+class VerifierError(RLVRError, RuntimeError):
+    """A verifier failed on a response; counted and reported, never a reward."""
+
+
+class VerifierTimeoutError(VerifierError, TimeoutError):
+    """A verifier took too long on a response."""

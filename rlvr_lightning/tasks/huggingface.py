@@ -1,0 +1,78 @@
+"""Problems from `datasets.load_dataset`: the hub, or a local folder of data files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rlvr_lightning.errors import DataError, MissingDependencyError
+from rlvr_lightning.tasks.rows import RowFormat, divide, to_problems
+from rlvr_lightning.types import Problem
+
+
+class HuggingFaceTask:
+    """Problems from a data set.
+
+    Args:
+        path: of the data set on the hub, or a local folder.
+        name: its configuration, or None.
+        split: to learn from.
+        held_out_split: to validate on; None to take `held_out` rows of `split`.
+        problem_field, answer_field, id_field: names of the fields.
+        answer_pattern: a regular expression whose first group is the answer within its field.
+        system: a system message.
+        template: the user message; `{problem}` stands for the question.
+        held_out: rows to validate on.
+        limit: training problems at most.
+        seed: of the choice of held-out rows.
+
+    Raises:
+        MissingDependencyError: `datasets` is not installed.
+        DataError: the data set or a row cannot be used.
+        ConfigError: a setting is out of range.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        name: str | None = None,
+        split: str = "train",
+        held_out_split: str | None = None,
+        problem_field: str = "problem",
+        answer_field: str = "answer",
+        id_field: str = "id",
+        answer_pattern: str | None = None,
+        system: str | None = None,
+        template: str = "{problem}",
+        held_out: int = 64,
+        limit: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        form = RowFormat(problem_field, answer_field, id_field, answer_pattern, system, template)
+        train = self._load(path, name, split, form)
+        apart = [] if held_out_split is None else self._load(path, name, held_out_split, form)
+        self._train, own = divide(train, 0 if held_out_split is not None else held_out, limit, seed)
+        self._held_out = apart[:held_out] if held_out_split is not None else own
+
+    @staticmethod
+    def _load(path: str, name: str | None, split: str, form: RowFormat) -> list[Problem]:
+        try:
+            from datasets import load_dataset
+        except ImportError as error:
+            raise MissingDependencyError(
+                "task=huggingface needs the datasets package: pip install 'rlvr-lightning[datasets]'"
+            ) from error
+        where = f"{path} ({split})"
+        try:
+            rows: Any = load_dataset(path, name, split=split)
+        except (ValueError, OSError) as error:
+            raise DataError(f"{where} cannot be loaded: {str(error).splitlines()[0]}") from error
+        return to_problems(((f"{where}, row {index}", row) for index, row in enumerate(rows, 1)), form, where)
+
+    def train(self) -> Sequence[Problem]:
+        """Problems to learn from."""
+        return self._train
+
+    def held_out(self) -> Sequence[Problem]:
+        """Problems to validate on."""
+        return self._held_out

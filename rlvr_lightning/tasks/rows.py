@@ -1,0 +1,124 @@
+"""From rows of a data set to problems: shared by tasks that read files and hubs."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rlvr_lightning.errors import ConfigError, DataError
+from rlvr_lightning.types import Problem
+
+
+@dataclass(frozen=True)
+class RowFormat:
+    """Which field is what, and how a problem is put to the model.
+
+    Args:
+        problem_field: the question.
+        answer_field: the gold answer.
+        id_field: a unique name; rows without it are numbered.
+        answer_pattern: a regular expression whose first group is the answer within its field, or None for all of it.
+        system: a system message, or None.
+        template: the user message; `{problem}` stands for the question.
+
+    Raises:
+        ConfigError: the template lacks `{problem}`, or the pattern is no regular expression with a group.
+    """
+
+    problem_field: str = "problem"
+    answer_field: str = "answer"
+    id_field: str = "id"
+    answer_pattern: str | None = None
+    system: str | None = None
+    template: str = "{problem}"
+
+    def __post_init__(self) -> None:
+        if "{problem}" not in self.template:
+            raise ConfigError(f"task.template must contain {{problem}}; got {self.template!r}")
+        if self.answer_pattern is not None:
+            try:
+                groups = re.compile(self.answer_pattern).groups
+            except re.error as error:
+                raise ConfigError(f"task.answer_pattern is no regular expression: {error}") from error
+            if not groups:
+                raise ConfigError("task.answer_pattern needs a group around the answer")
+
+    def problem(self, row: Mapping[str, Any], where: str) -> Problem:
+        """The row's problem.
+
+        Raises:
+            DataError: a field is missing or empty; `where` says which row.
+        """
+        question, answer = (self._text(row, field, where) for field in (self.problem_field, self.answer_field))
+        if self.answer_pattern is not None:
+            match = re.search(self.answer_pattern, answer)
+            if match is None:
+                raise DataError(f"{where}: task.answer_pattern finds no answer in {answer[-60:]!r}")
+            answer = match.group(1).strip()
+        messages = [{"role": "system", "content": self.system}] if self.system else []
+        # Not str.format: LaTeX is full of braces.
+        messages.append({"role": "user", "content": self.template.replace("{problem}", question)})
+        used = (self.problem_field, self.answer_field, self.id_field)
+        meta = {key: value for key, value in row.items() if key not in used}
+        return Problem(str(row.get(self.id_field, where)), tuple(messages), answer, meta)
+
+    @staticmethod
+    def _text(row: Mapping[str, Any], field: str, where: str) -> str:
+        value = row.get(field)
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            value = str(value)
+        if not isinstance(value, str) or not value.strip():
+            state = "is empty" if field in row else f"is missing; the row has {', '.join(map(str, row)) or 'no fields'}"
+            raise DataError(f"{where}: field {field!r} {state} (task.problem_field and task.answer_field name the fields)")
+        return value.strip()
+
+
+def to_problems(rows: Iterable[tuple[str, Mapping[str, Any]]], form: RowFormat, source: str) -> list[Problem]:
+    """All rows' problems.
+
+    Args:
+        rows: where each row stands (for messages), and the row.
+        form: which field is what.
+        source: the file or data set (for messages).
+
+    Raises:
+        DataError: a row cannot be used, two have the same id, or there is none.
+    """
+    problems: list[Problem] = []
+    seen: dict[str, str] = {}
+    for where, row in rows:
+        problem = form.problem(row, where)
+        if problem.id in seen:
+            raise DataError(f"{where}: id {problem.id!r} stands at {seen[problem.id]} already")
+        seen[problem.id] = where
+        problems.append(problem)
+    if not problems:
+        raise DataError(f"{source} has no rows")
+    return problems
+
+
+def divide(problems: Sequence[Problem], held_out: int, limit: int | None, seed: int) -> tuple[list[Problem], list[Problem]]:
+    """Disjoint training and held-out problems of one file.
+
+    Args:
+        problems: all of them.
+        held_out: how many to validate on, taken from a seeded shuffle.
+        limit: training problems at most.
+        seed: of the shuffle.
+
+    Raises:
+        ConfigError: nothing is left to learn from.
+    """
+    if held_out < 0 or (limit is not None and limit < 1):
+        raise ConfigError(f"task.held_out must be at least 0 and task.limit at least 1; got {held_out} and {limit}")
+    if held_out >= len(problems):
+        raise ConfigError(f"task.held_out={held_out} leaves nothing to learn from: there are {len(problems)} rows")
+    order = list(range(len(problems)))
+    random.Random(f"held-out-{seed}").shuffle(order)
+    apart = sorted(order[len(order) - held_out :])
+    chosen = set(apart)
+    train = [problem for index, problem in enumerate(problems) if index not in chosen]
+    return train[:limit], [problems[index] for index in apart]
