@@ -157,12 +157,14 @@ class RolloutDataModule(L.LightningDataModule):
             )
         if self._collector is not None:
             return
-        limits = (self.max_prompt_tokens, self.overlong_prompts)
+        limits = (self._prompt_limit(), self.overlong_prompts)
         self.train_prompts = PromptSource(self.task.train(), self.source.tokenizer, self.seed, *limits)
         held_out = self.task.held_out()
         self.held_out_prompts: list[Prompt] = []
+        self._longest = self.train_prompts.longest
         if held_out:
-            self.held_out_prompts = PromptSource(held_out, self.source.tokenizer, self.seed, *limits).in_order()
+            apart = PromptSource(held_out, self.source.tokenizer, self.seed, *limits)
+            self.held_out_prompts, self._longest = apart.in_order(), max(self._longest, apart.longest)
         stops = self.source.stop_token_ids()
         self._sampling = SamplingSpec(self.temperature, self._sampling.max_new_tokens, stops)
         self._collector = Collector(
@@ -176,11 +178,23 @@ class RolloutDataModule(L.LightningDataModule):
             lambda name: self.phase(name),
         )
 
+    def _prompt_limit(self) -> int:
+        """Tokens a prompt may have so that prompt and response fit the model."""
+        positions = self.source.max_positions()
+        if positions is None:
+            return self.max_prompt_tokens
+        if positions <= self._sampling.max_new_tokens:
+            raise ConfigError(
+                f"rollout.max_new_tokens={self._sampling.max_new_tokens} leaves no room for a prompt: the model has "
+                f"{positions} positions"
+            )
+        return min(self.max_prompt_tokens, positions - self._sampling.max_new_tokens)
+
     def sync_engine(self) -> None:
         """Give the engine the current policy's weights, if it has others. Every rank must call it."""
         assert self.trainer is not None
         if not self._engine_started:
-            length = self.max_prompt_tokens + self._sampling.max_new_tokens
+            length = self._longest + self._sampling.max_new_tokens
             self.engine.start(self.source, self.trainer.strategy.root_device, length)
             self._engine_started = True
         if self.engine.policy_version != self._module.policy_version:

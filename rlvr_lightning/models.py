@@ -117,6 +117,14 @@ class ModelSource:
         stops.update([configured] if isinstance(configured, int) else configured or [])
         return tuple(sorted(stops))
 
+    def max_positions(self) -> int | None:
+        """Tokens the model can attend to, prompt and response together; None where its config does not say."""
+        from transformers import AutoConfig
+
+        config = AutoConfig.from_pretrained(self.folder).get_text_config()
+        limit = getattr(config, "max_position_embeddings", None)
+        return None if limit is None else int(limit)
+
     def fingerprint(self, model: torch.nn.Module) -> str:
         """A short hash of the model's shapes and of a sample of its weights, to recognise it at resume."""
         digest = hashlib.sha256()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,26 @@ class Run:
         if self.cfg.resume is not None:
             checkpoint = checkpoint_path(self.output_dir, "last")
         self.trainer.fit(self.module, self.data, ckpt_path=checkpoint, weights_only=False)
+
+
+# Warnings of libraries about what is meant: no dropout to switch on, values reduced over ranks before they are logged,
+# generation without workers; and a deprecated name Lightning itself uses.
+MEANT = (
+    r".*module\(s\) in eval mode at the start of training.*",
+    r"It is recommended to use `self\.log\(.*sync_dist=True.*",
+    r".*does not have many workers.*",
+    r".*isinstance\(treespec, LeafSpec\).*",
+    r".*torch\.distributed\.reduce_op.*",
+    r"Checkpoint directory .* exists and is not empty.*",
+)
+
+
+def quiet() -> None:
+    """Leave out the warnings that say nothing to a user of this package."""
+    for message in MEANT:
+        warnings.filterwarnings("ignore", message=message)
+    for chatty in ("lightning.pytorch", "lightning.fabric", "matplotlib", "torch", "httpx"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
 def component(cfg: Any, key: str) -> Any:
@@ -107,6 +128,7 @@ def build_run(cfg: DictConfig, callbacks: list[Callback] | None = None) -> Run:
     Raises:
         RLVRError: a setting is wrong, a file is missing, or the hardware is.
     """
+    quiet()
     derived = DerivedNumbers.of(cfg)
     derived.show()
     check_hardware(cfg)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,12 +22,6 @@ def _logging() -> None:
     from rich.logging import RichHandler
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[RichHandler(show_path=False)], force=True)
-    # Lightning's own use of a deprecated name.
-    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
-    # The policy has no dropout to switch on.
-    warnings.filterwarnings("ignore", message=".*module.s. in eval mode at the start of training.*")
-    for chatty in ("lightning.pytorch", "lightning.fabric", "httpx", "matplotlib", "torch", "vllm"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
 def _build(cfg: DictConfig) -> Run:

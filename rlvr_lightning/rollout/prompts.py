@@ -81,6 +81,11 @@ class PromptSource:
             )
         self._permutation: tuple[int, list[int]] = (-1, [])
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt."""
+        return max(len(token_ids) for _, token_ids in self._items)
+
     def __len__(self) -> int:
         return len(self._items)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -60,13 +60,14 @@ class VLLMEngine:
         self.enforce_eager, self.cpu_kv_cache_gb = enforce_eager, cpu_kv_cache_gb
         self.policy_version = -1
         self._llm: Any = None
+        self._on_cpu = False
 
     def start(self, source: ModelSource, device: torch.device, max_length: int) -> None:
         """Bring vLLM up with the folder's weights."""
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(self.cpu_kv_cache_gb))
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-        threads = torch.get_num_threads()
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        threads, self._on_cpu = torch.get_num_threads(), device.type == "cpu"
         from vllm import LLM
 
         self._llm = LLM(
@@ -88,6 +89,8 @@ class VLLMEngine:
         """Load the weights in place and forget the prefixes cached under the old ones."""
         assert self._llm is not None, "start the engine before syncing"
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
+        if self._on_cpu:
+            self._llm.apply_model(_repack_tied_head)
         if not self._llm.reset_prefix_cache():
             raise RolloutError("vLLM could not reset its prefix cache: requests are still running")
         self.policy_version = policy_version
@@ -117,6 +120,18 @@ class VLLMEngine:
         if self._llm is not None:
             self._llm.llm_engine.engine_core.shutdown()
             self._llm = None
+
+
+def _repack_tied_head(model: torch.nn.Module) -> None:
+    """Pack the output layer's weights anew.
+
+    On the CPU vLLM multiplies with a packed copy. An output layer tied to the embeddings owns no weight, so reloading
+    passes it over and it would go on with the old copy (seen in vLLM 0.32: log-probabilities off by 0.1 and more).
+    """
+    for module in model.modules():
+        weight = getattr(module, "weight", None)
+        if hasattr(module, "cpu_linear") and isinstance(weight, torch.Tensor) and weight.numel():
+            cast(Any, module).quant_method.process_weights_after_loading(module)
 
 
 def _generation(output: Any) -> Generation:
