@@ -84,7 +84,7 @@ def parameters(cfg: DictConfig) -> str:
 
     try:
         folder = ModelSource(cfg.model.path, cfg.model.dtype).folder
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
     except (OSError, ModelError):
         return "not on this machine"
     with torch.device("meta"):
