@@ -11,6 +11,7 @@ from torchmetrics import MaxMetric, MeanMetric
 from rlvr_lightning.constraints.kl import kl_estimate, ratio
 from rlvr_lightning.metrics import TokenMeans
 from rlvr_lightning.objective import LossOutput, Objective
+from rlvr_lightning.step import Step
 from rlvr_lightning.types import StepPlan, TokenStats
 
 
@@ -32,7 +33,7 @@ class Diagnostics(torch.nn.Module):
         self.means = TokenMeans(names)
         self.gap = MaxMetric()
         self.grad_norm = MeanMetric()
-        self._terms: dict[str, float] = {}
+        self._terms: dict[str, Tensor] = {}
         self._steps = self._skipped = self._tokens = 0
 
     @torch.no_grad()
@@ -57,7 +58,7 @@ class Diagnostics(torch.nn.Module):
             add("rollout/logprob_gap", gap, mask)
             self.gap.update(gap.max())
         for name, value in output.terms.items():
-            self._terms[name] = self._terms.get(name, 0.0) + float(value)
+            self._terms[name] = self._terms.get(name, torch.zeros_like(value)) + value
         self._tokens += int(mask.sum())
 
     def observe_step(self, grad_norm: Tensor) -> None:
@@ -82,7 +83,8 @@ class Diagnostics(torch.nn.Module):
             logged["policy/grad_norm"] = float(self.grad_norm.compute())
         logged["policy/skipped_steps"] = float(self._skipped)
         steps = max(self._steps, 1)
-        logged |= {f"policy/loss/{name}": value / steps for name, value in self._terms.items()}
+        # Each rank holds its share of a sum over the step's tokens.
+        logged |= {f"policy/loss/{name}": float(Step().sum(value)) / steps for name, value in self._terms.items()}
         self.gap.reset()
         self.grad_norm.reset()
         self._terms, self._steps, self._skipped, self._tokens = {}, 0, 0, 0

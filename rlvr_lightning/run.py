@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from rlvr_lightning.callbacks.outputs import CurvesCallback, ProvenanceCallback
 from rlvr_lightning.callbacks.screen import ScreenCallback
 from rlvr_lightning.config import explain
+from rlvr_lightning.config_check import check_kinds
 from rlvr_lightning.datamodule import RolloutDataModule
 from rlvr_lightning.derived import DerivedNumbers
 from rlvr_lightning.errors import CheckpointError, ConfigError, HardwareError
@@ -49,7 +50,10 @@ class Run:
         """Train, from the start or from the checkpoint of `resume`."""
         checkpoint = None
         if self.cfg.resume is not None:
+            from rlvr_lightning.export import read_checkpoint
+
             checkpoint = checkpoint_path(self.output_dir, "last")
+            read_checkpoint(checkpoint)  # a corrupt or foreign one is found out before anything is set up
         self.trainer.fit(self.module, self.data, ckpt_path=checkpoint, weights_only=False)
 
 
@@ -61,6 +65,7 @@ MEANT = (
     r".*does not have many workers.*",
     r".*isinstance\(treespec, LeafSpec\).*",
     r".*torch\.distributed\.reduce_op.*",
+    r".*is_gradient_checkpointing. is deprecated.*",
     r"Checkpoint directory .* exists and is not empty.*",
 )
 
@@ -69,7 +74,7 @@ def quiet() -> None:
     """Leave out the warnings that say nothing to a user of this package."""
     for message in MEANT:
         warnings.filterwarnings("ignore", message=message)
-    for chatty in ("lightning.pytorch", "lightning.fabric", "matplotlib", "torch", "httpx"):
+    for chatty in ("lightning.pytorch", "lightning.fabric", "matplotlib", "torch", "httpx", "vllm"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
@@ -129,6 +134,7 @@ def build_run(cfg: DictConfig, callbacks: list[Callback] | None = None) -> Run:
         RLVRError: a setting is wrong, a file is missing, or the hardware is.
     """
     quiet()
+    check_kinds(cfg)
     derived = DerivedNumbers.of(cfg)
     derived.show()
     check_hardware(cfg)

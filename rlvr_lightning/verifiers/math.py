@@ -7,17 +7,23 @@ from fractions import Fraction
 
 from rlvr_lightning.errors import ConfigError, DataError
 from rlvr_lightning.types import Problem, Verdict
-from rlvr_lightning.verifiers.extraction import EXTRACTORS, extract_answer
+from rlvr_lightning.verifiers.extraction import EXTRACTORS, Answer, depth, extract_answer
 from rlvr_lightning.verifiers.isolation import IsolatedWorker
 
-NUMERAL = re.compile(r"[+-]?(?:\d{1,3}(?:,\d{3})+|\d{1,40})(?:\.\d{1,40})?(?:/\d{1,40})?")
-# Longer predictions are prose: the library would search them for minutes.
-MAX_PREDICTION = 4_000
+# Numbers of bounded size: huge exponents are the library's, within its limits.
+NUMERAL = re.compile(
+    r"[+-]?(?:\d{1,40}[eE][+-]?\d{1,3}|(?:\d{1,3}(?:,\d{3}){1,12}|\d{1,40})(?:\.\d{1,40}(?:[eE][+-]?\d{1,3})?|/\d{1,40})?)"
+)
+# No answer of a data set comes near these; what goes beyond is made to exhaust the library.
+MAX_ANSWER = 2_000
+MAX_DEPTH = 50
+# A passage is searched in its last characters: the library's patterns take quadratic time.
+MAX_PROSE = 4_000
 
 
 def plain_number(text: str) -> Fraction | None:
-    """The value of a plain numeral (`-1,234.50`, `3/4`), or None for anything else."""
-    cleaned = re.sub(r"\\[$!,]|[$\s]", "", text)
+    """The value of a plain numeral (`-1,234.50`, `3/4`, `1e6`, a dollar sign before it), or None for anything else."""
+    cleaned = text.strip().strip("$").removeprefix("\\$").strip()
     if not NUMERAL.fullmatch(cleaned):
         return None
     numerator, _, denominator = cleaned.replace(",", "").partition("/")
@@ -31,7 +37,7 @@ class MathVerifier:
 
     Args:
         extract: where the answer stands: `boxed`, `gsm8k` (`#### 7`), `answer_tag`, `answer_colon`, `final_answer`,
-            `bracket`, `free`, or `auto` for the first of these that finds something.
+            `bracket`, `free`, or `auto` for the first of these (but `bracket`) that finds something.
         timeout_s: for one comparison [seconds]; longer ones are errors, never rewards.
 
     Raises:
@@ -49,28 +55,45 @@ class MathVerifier:
     def __call__(self, response: str, problem: Problem) -> Verdict:
         """1 for an equal answer, 0 for another or none.
 
+        Args:
+            response: what the model wrote.
+            problem: its `answer` is the gold answer, without dollar signs or a box.
+
+        Returns:
+            The verdict; `extracted` is the answer's first 200 characters.
+
         Raises:
             VerifierTimeoutError: the comparison took too long.
             VerifierError: the comparison failed.
             DataError: the gold answer cannot be read.
         """
+        gold = problem.answer.strip()
+        if not gold:
+            raise DataError(f"problem {problem.id}: the gold answer is empty")
         answer = extract_answer(response, self.extract)
-        if answer is None:
+        if answer is None or not answer.text:
             return Verdict(0.0, False, None)
-        correct = self._equal(problem, answer[-MAX_PREDICTION:])
-        return Verdict(float(correct), correct, answer[:200])
+        correct, extracted = self._judge(gold, answer, problem.id)
+        return Verdict(float(correct), correct, extracted)
 
-    def _equal(self, problem: Problem, answer: str) -> bool:
-        if answer.strip() == problem.answer.strip():
-            return True
-        gold, prediction = plain_number(problem.answer), plain_number(answer)
-        if gold is not None and prediction is not None:
-            return gold == prediction
-        judged = self._worker.ask({"gold": problem.answer, "prediction": answer})
+    def _judge(self, gold: str, answer: Answer, problem_id: str) -> tuple[bool, str | None]:
+        text = answer.text[-MAX_PROSE:] if answer.prose else answer.text
+        if text == gold:
+            return True, text[:200]
+        if not answer.prose:
+            one, other = plain_number(gold), plain_number(text)
+            # Unequal decimals may still agree to the library's six digits.
+            if one is not None and other is not None and (one == other or "." not in gold + text):
+                return one == other, text[:200]
+            if len(text) > MAX_ANSWER:
+                return False, text[:200]
+        if depth(text) > MAX_DEPTH:
+            return False, text[:200]
+        judged = self._worker.ask({"gold": gold, "prediction": text, "prose": answer.prose})
         if "gold_unreadable" in judged:
-            raise DataError(f"problem {problem.id}: the gold answer {problem.answer[:80]!r} cannot be read")
-        return bool(judged["correct"])
+            raise DataError(f"problem {problem_id}: the gold answer {gold[:80]!r} cannot be read")
+        return bool(judged["correct"]), judged["extracted"]
 
     def close(self) -> None:
-        """End the worker process."""
+        """End the worker process. Calling it twice does no harm."""
         self._worker.close()

@@ -1,4 +1,7 @@
-"""The child process that judges mathematical answers with math-verify; see `isolation`."""
+"""The child process that judges mathematical answers with math-verify; see `isolation`.
+
+The library parses with grammars of its own; only digits and operators reach Python's parser, inside this process.
+"""
 
 from __future__ import annotations
 
@@ -6,53 +9,106 @@ import json
 import logging
 import os
 import resource
+import signal
 import sys
+from functools import lru_cache
 from typing import Any
 
-# Address space of the worker [bytes]: an expression that explodes ends this process, not the machine.
-MEMORY_BYTES = 4 * 2**30
+CHOICES = tuple("ABCDEFGHIJ")
 
 
-def parse(text: str) -> list[Any]:
-    """The readings of an answer: as LaTeX first, then as it stands."""
-    from math_verify import parse as library_parse
+@lru_cache(maxsize=64)
+def parse_bare(text: str) -> list[Any]:
+    """The readings of an answer that stands alone: expressions, then its text."""
+    from math_verify import parse
 
-    marked = any(mark in text for mark in ("$", "\\boxed", "\\(", "\\["))
-    for candidate in (text,) if marked else (f"${text}$", text):
-        found: list[Any] = library_parse(candidate, parsing_timeout=None)
-        if found:
-            return found
-    return []
+    # The library reads a box as a whole; other delimiters make it search for a number inside.
+    found: list[Any] = parse(f"\\boxed{{{text}}}", parsing_timeout=None, raise_on_error=True)
+    return found
+
+
+def parse_prose(text: str, gold: str) -> list[Any]:
+    """The readings of the answer within a passage; a letter where the gold answer is one."""
+    from math_verify import StringExtractionConfig, parse
+
+    if gold.strip() in CHOICES:
+        letters = StringExtractionConfig(strings=CHOICES, lowercase=False)
+        plain = text.replace("(", " ").replace(")", " ")
+        found: list[Any] = parse(plain, extraction_config=[letters], parsing_timeout=None, raise_on_error=True)
+    else:
+        found = parse(text, parsing_timeout=None, raise_on_error=True)
+    return found
+
+
+def equal(gold: list[Any], prediction: list[Any]) -> bool:
+    """Whether any two readings are equal.
+
+    Raises:
+        Exception: none are, and the library failed on a comparison.
+    """
+    from math_verify import verify
+
+    failure: Exception | None = None
+    for one in gold:
+        for other in prediction:
+            try:
+                if verify(one, other, timeout_seconds=None, raise_on_error=True):
+                    return True
+            except Exception as error:  # noqa: BLE001 - another reading may still be equal; raised below if none is
+                failure = error
+    if failure is not None:
+        raise failure
+    return False
 
 
 def judge(request: dict[str, Any]) -> dict[str, Any]:
-    """Whether the prediction equals the gold answer."""
-    from math_verify import verify
+    """Whether the prediction equals the gold answer.
 
-    gold, prediction = parse(request["gold"]), parse(request["prediction"])
+    Args:
+        request: `gold`, `prediction`, and `prose`: whether the answer must be found within the prediction.
+
+    Returns:
+        `gold_unreadable`, or `correct` and `extracted` (None where there is no answer).
+    """
+    gold = parse_bare(request["gold"])
     if not gold:
         return {"gold_unreadable": True}
-    return {"correct": bool(prediction) and bool(verify(gold, prediction, timeout_seconds=None, raise_on_error=True))}
+    text = request["prediction"]
+    prediction = parse_prose(text, request["gold"]) if request["prose"] else parse_bare(text)
+    if not prediction:
+        return {"correct": False, "extracted": None}
+    extracted = prediction[-1] if isinstance(prediction[-1], str) else text
+    return {"correct": equal(gold, prediction), "extracted": extracted[:200]}
 
 
-def main() -> None:
-    """Answer requests until standard input ends."""
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+def main(timeout_s: float, memory_bytes: int) -> None:
+    """Answer requests until standard input ends.
+
+    Args:
+        timeout_s: of a request.
+        memory_bytes: address space; an expression that explodes ends its judgement, not the machine.
+    """
+    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     logging.disable(logging.CRITICAL)
-    # Answers have a channel of their own: whatever a library writes to standard output must not mix with them.
+    judge({"gold": "1", "prediction": "2", "prose": False})
+    # Answers have a channel of their own: what a library prints must neither mix with them nor reach the screen.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    judge({"gold": "1", "prediction": "1"})
+    with open(os.devnull, "w") as nowhere:  # noqa: PTH123 - a device, not a path
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        os.dup2(nowhere.fileno(), sys.stderr.fileno())
     answers.write("{}\n")
     answers.flush()
     for line in sys.stdin:
+        # The parent kills at the time limit; where the parent itself has died, the alarm does, even in a C call.
+        signal.setitimer(signal.ITIMER_REAL, timeout_s + 5.0)
         try:
             answer = judge(json.loads(line))
-        except (Exception, RecursionError) as error:  # noqa: BLE001 - reported to the parent, which raises it
+        except Exception as error:  # noqa: BLE001 - reported to the parent, which raises it
             answer = {"error": f"{type(error).__name__}: {error}"[:300]}
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 
 
 if __name__ == "__main__":
-    main()
+    main(float(sys.argv[1]), int(sys.argv[2]))
