@@ -84,7 +84,7 @@ class RolloutDataModule(L.LightningDataModule):
         self._sampling = sampling
         self._check(advantage)
         self.advantage = advantage
-        self.phase: Callable[[str], None] = lambda name: None
+        self.phase_listeners: list[Callable[[str], None]] = []
         self.report: dict[str, float] = {}
         self.last_rollouts: list[Rollout] = []
         self._steps: list[TokenBatch] = []
@@ -114,6 +114,11 @@ class RolloutDataModule(L.LightningDataModule):
         for holds, rule, got in checks:
             if not holds:
                 raise ConfigError(f"rollout.{rule}; got {got}")
+
+    def phase(self, name: str) -> None:
+        """Tell the listeners what is going on: syncing, sampling, verifying, scoring or updating."""
+        for listener in self.phase_listeners:
+            listener(name)
 
     @property
     def temperature(self) -> float:
@@ -175,7 +180,7 @@ class RolloutDataModule(L.LightningDataModule):
             self._sampling,
             self.group_size,
             self.seed,
-            lambda name: self.phase(name),
+            self.phase,
         )
 
     def _prompt_limit(self) -> int:
@@ -206,11 +211,13 @@ class RolloutDataModule(L.LightningDataModule):
         version = self._module.policy_version
         epoch_under_way = 0 <= self._buffer_version < version < self._buffer_version + self.steps_per_epoch
         if epoch_under_way and not self._steps:
-            self._steps = load_buffer(self._buffer_file, self._buffer_version)
+            self._steps, self.report = load_buffer(self._buffer_file, self._buffer_version)
         elif self._buffer_version != version or not self._steps:
             self._collect(version)
         self.phase("updating")
-        return DataLoader(cast(Any, self._steps * self.passes), batch_size=None)
+        # Lightning goes on counting at the step a resumed epoch stopped at, but reads the loader from its beginning.
+        done, steps = version - self._buffer_version, self._steps * self.passes
+        return DataLoader(cast(Any, steps[done:] + steps[:done]), batch_size=None)
 
     def _collect(self, version: int) -> None:
         assert self._collector is not None
@@ -248,7 +255,7 @@ class RolloutDataModule(L.LightningDataModule):
             ordered = sorted(sum(gathered, []), key=lambda record: (record["prompt_index"], record["sample"]))
             write_records(self.output_dir / "rollouts" / f"version_{self._buffer_version}.jsonl.gz", ordered)
         if self.steps_per_epoch > 1:
-            save_buffer(self._buffer_file, self._steps, self._buffer_version)
+            save_buffer(self._buffer_file, self._steps, self.report, self._buffer_version)
 
     @property
     def _buffer_file(self) -> Path:

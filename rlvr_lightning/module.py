@@ -212,6 +212,7 @@ class RLVRModule(L.LightningModule):
             "policy_version": self.policy_version,
             "fingerprint": self._fingerprint,
             "baseline": self.baseline,
+            "epoch_metrics": self.epoch_metrics,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -229,3 +230,4 @@ class RLVRModule(L.LightningModule):
                 "began with"
             )
         self.policy_version, self.baseline = state["policy_version"], state["baseline"]
+        self.epoch_metrics = state["epoch_metrics"]

@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 
+from rlvr_lightning.callbacks.interrupt import InterruptCallback
 from rlvr_lightning.callbacks.outputs import CurvesCallback, ProvenanceCallback
 from rlvr_lightning.callbacks.screen import ScreenCallback
 from rlvr_lightning.config import explain
@@ -66,6 +67,8 @@ MEANT = (
     r".*isinstance\(treespec, LeafSpec\).*",
     r".*torch\.distributed\.reduce_op.*",
     r".*is_gradient_checkpointing. is deprecated.*",
+    # Rollouts are kept on disk: resuming in the middle of an epoch goes on with the same ones.
+    r"You're resuming from a checkpoint that ended before the epoch ended.*",
     r"Checkpoint directory .* exists and is not empty.*",
 )
 
@@ -163,6 +166,7 @@ def default_callbacks(cfg: DictConfig) -> list[Callback]:
         checkpoints, "best", monitor="val/avg_at_k", mode="max", save_weights_only=False, enable_version_counter=False
     )
     return [
+        InterruptCallback(),
         ScreenCallback(cfg.trainer.show_every_n_epochs),
         ProvenanceCallback(folder, OmegaConf.to_yaml(cfg, resolve=True)),
         CurvesCallback(folder),

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
     from rlvr_lightning.run import Run
 
+# What shells report of a program ended by SIGINT.
+INTERRUPTED = 130
+
 Verb = Callable[["DictConfig"], None]
 
 
@@ -34,7 +37,13 @@ def _build(cfg: DictConfig) -> Run:
 def fit(cfg: DictConfig) -> None:
     """Train, then measure once more where the last epoch was not validated."""
     run = _build(cfg)
-    run.fit()
+    try:
+        run.fit()
+    except SystemExit as end:  # Lightning's way out of Ctrl-C, after the checkpoint is written
+        if not run.trainer.interrupted:
+            raise
+        Console().print(f"interrupted; go on with: fit resume={run.output_dir}", soft_wrap=True)
+        raise SystemExit(INTERRUPTED) from end
     if run.trainer.is_global_zero:
         Console().print(f"outputs: {run.output_dir}", soft_wrap=True)
 

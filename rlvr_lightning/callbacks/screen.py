@@ -46,7 +46,7 @@ class ScreenCallback(Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:  # noqa: ARG002
         """Listen to the data module's phases."""
         if trainer.is_global_zero:
-            cast("RolloutDataModule", trainer.datamodule).phase = self._on_phase  # type: ignore[attr-defined]
+            cast("RolloutDataModule", trainer.datamodule).phase_listeners.append(self._on_phase)  # type: ignore[attr-defined]
 
     def _on_phase(self, phase: str) -> None:
         self._phase = phase

@@ -22,7 +22,7 @@ class HuggingFaceTask:
         answer_pattern: a regular expression whose first group is the answer within its field.
         system: a system message.
         template: the user message; `{problem}` stands for the question.
-        held_out: rows to validate on.
+        held_out: rows to validate on: the first of `held_out_split`, or chosen from `split` by the seed.
         limit: training problems at most.
         seed: of the choice of held-out rows.
 
@@ -50,14 +50,14 @@ class HuggingFaceTask:
     ) -> None:
         form = RowFormat(problem_field, answer_field, id_field, answer_pattern, system, template)
         train = self._load(path, name, split, form)
-        apart = [] if held_out_split is None else self._load(path, name, held_out_split, form)
-        self._train, own = divide(train, 0 if held_out_split is not None else held_out, limit, seed)
-        self._held_out = apart[:held_out] if held_out_split is not None else own
+        apart = None if held_out_split is None else self._load(path, name, held_out_split, form)
+        self._train, self._held_out = divide(train, held_out, limit, seed, apart)
 
     @staticmethod
     def _load(path: str, name: str | None, split: str, form: RowFormat) -> list[Problem]:
         try:
             from datasets import load_dataset
+            from datasets.exceptions import DatasetsError
         except ImportError as error:
             raise MissingDependencyError(
                 "task=huggingface needs the datasets package: pip install 'rlvr-lightning[datasets]'"
@@ -65,7 +65,7 @@ class HuggingFaceTask:
         where = f"{path} ({split})"
         try:
             rows: Any = load_dataset(path, name, split=split)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, DatasetsError) as error:
             raise DataError(f"{where} cannot be loaded: {str(error).splitlines()[0]}") from error
         return to_problems(((f"{where}, row {index}", row) for index, row in enumerate(rows, 1)), form, where)
 

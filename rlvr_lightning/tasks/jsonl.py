@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import gzip
 import json
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ def read_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
         DataError: the file is missing, of another kind, or a line is no JSON object.
         MissingDependencyError: Parquet without pyarrow.
     """
+    if path.is_dir():
+        raise DataError(f"{path} is a folder: task.path takes a file ({', '.join(SUFFIXES)})")
     if not path.is_file():
         siblings = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
         close = difflib.get_close_matches(path.name, siblings, n=1, cutoff=0.5)
@@ -36,21 +39,23 @@ def read_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _json_lines(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
-    with opened as file:
+    # Bytes, so that a line that is no UTF-8 is reported with its number too.
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
         try:
             for number, line in enumerate(file, 1):
                 if not line.strip():
                     continue
                 where = f"{path}, line {number}"
                 try:
-                    row = json.loads(line)
+                    row = json.loads(line.decode("utf-8-sig").rstrip())
                 except json.JSONDecodeError as error:
                     raise DataError(f"{where}: no JSON ({error.msg} at column {error.colno})") from error
+                except UnicodeDecodeError as error:
+                    raise DataError(f"{where}: no UTF-8 ({error.reason} at byte {error.start + 1})") from error
                 if not isinstance(row, dict):
                     raise DataError(f"{where}: a row must be a JSON object; got {type(row).__name__}")
                 yield where, row
-        except (gzip.BadGzipFile, EOFError, UnicodeDecodeError) as error:
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise DataError(f"{path} cannot be read: {error}") from error
 
 
@@ -77,7 +82,7 @@ class JsonlTask:
         answer_pattern: a regular expression whose first group is the answer within its field.
         system: a system message.
         template: the user message; `{problem}` stands for the question.
-        held_out: rows to validate on, where `held_out_path` is None.
+        held_out: rows to validate on: the first of `held_out_path`, or chosen from `path` by the seed.
         limit: training problems at most.
         seed: of the choice of held-out rows.
 
@@ -102,9 +107,8 @@ class JsonlTask:
     ) -> None:
         form = RowFormat(problem_field, answer_field, id_field, answer_pattern, system, template)
         train = self._read(path, form)
-        apart = [] if held_out_path is None else self._read(held_out_path, form)
-        self._train, own = divide(train, 0 if held_out_path is not None else held_out, limit, seed)
-        self._held_out = apart[:held_out] if held_out_path is not None else own
+        apart = None if held_out_path is None else self._read(held_out_path, form)
+        self._train, self._held_out = divide(train, held_out, limit, seed, apart)
 
     @staticmethod
     def _read(path: str, form: RowFormat) -> list[Problem]:

@@ -63,7 +63,8 @@ class RowFormat:
         messages.append({"role": "user", "content": self.template.replace("{problem}", question)})
         used = (self.problem_field, self.answer_field, self.id_field)
         meta = {key: value for key, value in row.items() if key not in used}
-        return Problem(str(row.get(self.id_field, where)), tuple(messages), answer, meta)
+        name = row.get(self.id_field)
+        return Problem(where if name is None else str(name), tuple(messages), answer, meta)
 
     @staticmethod
     def _text(row: Mapping[str, Any], field: str, where: str) -> str:
@@ -71,8 +72,11 @@ class RowFormat:
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             value = str(value)
         if not isinstance(value, str) or not value.strip():
-            state = "is empty" if field in row else f"is missing; the row has {', '.join(map(str, row)) or 'no fields'}"
-            raise DataError(f"{where}: field {field!r} {state} (task.problem_field and task.answer_field name the fields)")
+            state = "is empty" if field in row else "is missing"
+            raise DataError(
+                f"{where}: field {field!r} {state}; the row has {', '.join(map(str, row)) or 'no fields'} "
+                "(task.problem_field and task.answer_field name the fields)"
+            )
         return value.strip()
 
 
@@ -100,25 +104,30 @@ def to_problems(rows: Iterable[tuple[str, Mapping[str, Any]]], form: RowFormat, 
     return problems
 
 
-def divide(problems: Sequence[Problem], held_out: int, limit: int | None, seed: int) -> tuple[list[Problem], list[Problem]]:
-    """Disjoint training and held-out problems of one file.
+def divide(
+    problems: Sequence[Problem], held_out: int, limit: int | None, seed: int, apart: Sequence[Problem] | None = None
+) -> tuple[list[Problem], list[Problem]]:
+    """Training and held-out problems: disjoint ones of one file, or those of two files.
 
     Args:
         problems: all of them.
-        held_out: how many to validate on, taken from a seeded shuffle.
+        held_out: how many to validate on: the first of `apart`, or taken from a seeded shuffle of `problems`.
         limit: training problems at most.
         seed: of the shuffle.
+        apart: another file's problems to validate on, or None.
 
     Raises:
-        ConfigError: nothing is left to learn from.
+        ConfigError: a number is out of range, or nothing is left to learn from.
     """
     if held_out < 0 or (limit is not None and limit < 1):
         raise ConfigError(f"task.held_out must be at least 0 and task.limit at least 1; got {held_out} and {limit}")
+    if apart is not None:
+        return list(problems[:limit]), list(apart[:held_out])
     if held_out >= len(problems):
         raise ConfigError(f"task.held_out={held_out} leaves nothing to learn from: there are {len(problems)} rows")
     order = list(range(len(problems)))
     random.Random(f"held-out-{seed}").shuffle(order)
-    apart = sorted(order[len(order) - held_out :])
-    chosen = set(apart)
+    taken = sorted(order[len(order) - held_out :])
+    chosen = set(taken)
     train = [problem for index, problem in enumerate(problems) if index not in chosen]
-    return train[:limit], [problems[index] for index in apart]
+    return train[:limit], [problems[index] for index in taken]

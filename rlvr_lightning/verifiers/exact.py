@@ -18,7 +18,7 @@ class ExactVerifier:
         ConfigError: the pattern is no regular expression, or has no group.
     """
 
-    def __init__(self, pattern: str = r"#\s*([^#]*?)\s*$") -> None:
+    def __init__(self, pattern: str = r"#([^#]*)$") -> None:
         try:
             self._pattern = re.compile(pattern)
         except re.error as error:
@@ -27,10 +27,18 @@ class ExactVerifier:
             raise ConfigError(f"ExactVerifier.pattern needs a group around the answer; got {pattern!r}")
 
     def __call__(self, response: str, problem: Problem) -> Verdict:
-        """1 for a right answer, 0 for a wrong or missing one."""
-        matches = list(self._pattern.finditer(response))
-        if not matches:
+        """1 for a right answer, 0 for a wrong or missing one.
+
+        Args:
+            response: what the model wrote.
+            problem: its `answer` is the gold answer.
+
+        Returns:
+            The verdict; `extracted` is None where the pattern does not match.
+        """
+        found = [match[1] for match in self._pattern.finditer(response) if match[1] is not None]
+        if not found:
             return Verdict(0.0, False, None)
-        answer = matches[-1].group(1).strip()
+        answer = found[-1].strip()
         correct = answer == problem.answer.strip()
         return Verdict(float(correct), correct, answer)

@@ -9,9 +9,12 @@ from dataclasses import dataclass
 # A response's answer lies near its end.
 MAX_CHARACTERS = 20_000
 
-_BOX_TOKENS = re.compile(r"\\(?:boxed|fbox)(?:\s{0,8}(?P<box>\{)|\s{1,8}(?P<bare>[^\s{}$\\]+))|\\[\\{}](?!boxed|fbox)|[{}]")
+_BOX_TOKENS = re.compile(
+    r"\\(?:boxed|fbox)(?:\s{0,8}(?P<box>\{)|\s{1,8}(?P<bare>[^\s{}$\\]+))|\\[\\{}](?!boxed|fbox)|[{}]"
+)
 _SENTENCE_END = re.compile(r"[.!?](?=\s+[A-Z<\[]|\s*$)")
 _DELIMITED = re.compile(r"\$\$(.+)\$\$|\$([^$]+)\$|\\\((.+)\\\)|\\\[(.+)\\\]", re.S)
+_DELIMITER = re.compile(r"(?<!\\)(?:\$|\\[(\[])")
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
 
 
@@ -52,9 +55,11 @@ def _tidy(text: str) -> Answer | None:
     delimited = _DELIMITED.fullmatch(text)
     if delimited is not None:
         text = next(group for group in delimited.groups() if group is not None).strip()
+    if text.startswith("$") and text.count("$") == 1:  # a sum of money
+        text = text[1:].strip()
     if not text:
         return None
-    return Answer(text, prose=any(mark in text for mark in ("$", "\\(", "\\[")) or len(_WORD.findall(text)) > 1)
+    return Answer(text, prose=_DELIMITER.search(text) is not None or len(_WORD.findall(text)) > 1)
 
 
 def _last(pattern: str, flags: int = 0, *, sentence: bool = False) -> Callable[[str], Answer | None]:
@@ -69,7 +74,8 @@ def _last(pattern: str, flags: int = 0, *, sentence: bool = False) -> Callable[[
             answer = _tidy(found[:length])
             if answer is not None:
                 # The library looks for words such as "answer is" too: a passage keeps its marker.
-                return answer if not answer.prose else Answer(text[match.start() : match.start("answer") + length], True)
+                end_of_answer = match.start("answer") + length
+                return Answer(text[match.start() : end_of_answer], prose=True) if answer.prose else answer
         return None
 
     return find
@@ -77,7 +83,7 @@ def _last(pattern: str, flags: int = 0, *, sentence: bool = False) -> Callable[[
 
 def _boxed(text: str) -> Answer | None:
     content = last_boxed(text)
-    return None if content is None else Answer(content)
+    return None if content is None else Answer(content.removesuffix("."))
 
 
 def _free(text: str) -> Answer | None:

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import weakref
+from pathlib import Path
 from typing import Any
 
 from rlvr_lightning.errors import VerifierError, VerifierTimeoutError
@@ -91,6 +92,7 @@ class IsolatedWorker:
             self._kill()
         if self._process is None:
             self._owner = os.getpid()
+            path = os.pathsep.join(folder or str(Path.cwd()) for folder in sys.path)
             # -P: nothing in the working directory may stand in for a library. The fixed hash seed keeps the order of
             # symbols, and with it every verdict, the same from run to run; a session of its own keeps Ctrl-C away.
             process = subprocess.Popen(
@@ -99,7 +101,7 @@ class IsolatedWorker:
                 stdout=subprocess.PIPE,
                 bufsize=0,
                 start_new_session=True,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path), "PYTHONHASHSEED": "0"},
+                env={**os.environ, "PYTHONPATH": path, "PYTHONHASHSEED": "0"},
             )
             self._process = process
             self._finalizer = weakref.finalize(self, _end, process, self._owner)

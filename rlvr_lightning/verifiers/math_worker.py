@@ -8,13 +8,15 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import resource
 import signal
 import sys
 from functools import lru_cache
 from typing import Any
 
-CHOICES = tuple("ABCDEFGHIJ")
+CHOICES = tuple("ABCDEFGH")
+PERCENT = re.compile(r"(.*?\S)\s*(?:\\?%|percent(?:age)?|pct)\.?", re.S | re.I)
 
 
 @lru_cache(maxsize=64)
@@ -22,8 +24,11 @@ def parse_bare(text: str) -> list[Any]:
     """The readings of an answer that stands alone: expressions, then its text."""
     from math_verify import parse
 
-    # The library reads a box as a whole; other delimiters make it search for a number inside.
-    found: list[Any] = parse(f"\\boxed{{{text}}}", parsing_timeout=None, raise_on_error=True)
+    # The library reads a box as a whole; other delimiters make it search for a number inside. It sees a percent sign
+    # only after the delimiters.
+    percent = PERCENT.fullmatch(text)
+    boxed = f"\\boxed{{{text}}}" if percent is None else f"$\\boxed{{{percent[1]}}}$%"
+    found: list[Any] = parse(boxed, parsing_timeout=None, raise_on_error=True)
     return found
 
 
