@@ -1,6 +1,6 @@
 """From token terms to one number. `count` is of the whole optimizer step, so the sum over its micro-batches is right.
 
-Sums of weights: 1 for `TokenMean` and `SequenceMeanTokenMean`.
+Weights have the dtype of the counts (float64): dividing a mask by a scalar would round them to float32.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class TokenMean:
 
     def __call__(self, mask: Bool[Tensor, "B T"], count: MaskCount) -> Float[Tensor, "B T"]:
         """1 / tokens of the step."""
-        return mask / count.tokens.clamp(min=1)
+        return mask.to(count.tokens.dtype) / count.tokens.clamp(min=1)
 
 
 class SequenceMeanTokenMean:
@@ -25,7 +25,8 @@ class SequenceMeanTokenMean:
 
     def __call__(self, mask: Bool[Tensor, "B T"], count: MaskCount) -> Float[Tensor, "B T"]:
         """1 / (responses of the step * tokens of the response)."""
-        return mask / mask.sum(-1, keepdim=True).clamp(min=1) / count.rows.clamp(min=1)
+        lengths = mask.sum(-1, keepdim=True).clamp(min=1)
+        return mask.to(count.rows.dtype) / (lengths * count.rows.clamp(min=1))
 
 
 class SequenceMeanTokenSum:
@@ -45,4 +46,4 @@ class SequenceMeanTokenSum:
 
     def __call__(self, mask: Bool[Tensor, "B T"], count: MaskCount) -> Float[Tensor, "B T"]:
         """1 / (responses of the step * length)."""
-        return mask / (count.rows.clamp(min=1) * self.length)
+        return mask.to(count.rows.dtype) / (count.rows.clamp(min=1) * self.length)

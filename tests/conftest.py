@@ -1,0 +1,50 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from rlvr_lightning.types import TokenStats
+
+SHARED = Path(__file__).parents[1].parent / "shared"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _two_threads() -> None:
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data beside the checkout; tests that read it are skipped elsewhere."""
+    folder = SHARED / "data"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not here: real data is not part of the repository")
+    return folder
+
+
+def random_stats(seed: int, rows: int = 6, length: int = 9, *, off_policy: bool = True) -> TokenStats:
+    """Float64 statistics of ragged responses with both signs of advantage."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def uniform(low: float, high: float) -> torch.Tensor:
+        return low + (high - low) * torch.rand(rows, length, generator=generator, dtype=torch.float64)
+
+    lengths = torch.randint(1, length + 1, (rows, 1), generator=generator)
+    mask = torch.arange(length) < lengths
+    logprobs = uniform(-4, -0.01)
+    old = logprobs + uniform(-0.6, 0.6) if off_policy else logprobs.clone()
+    advantages = torch.randn(rows, 1, generator=generator, dtype=torch.float64).expand(rows, length) * mask
+    entropy = uniform(0, 3)
+    return TokenStats(
+        logprobs=logprobs.requires_grad_(),
+        old_logprobs=old,
+        advantages=advantages,
+        loss_mask=mask,
+        ref_logprobs=logprobs.detach() + uniform(-1, 1),
+        statistics={"entropy": entropy + uniform(-0.2, 0.2), "proxy_logprobs": logprobs.detach() + 0.1},
+        old_statistics={"entropy": entropy, "proxy_logprobs": old + 0.1},
+    )

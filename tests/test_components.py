@@ -1,0 +1,109 @@
+"""Each component's settings and corner cases."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from conftest import random_stats
+
+from rlvr_lightning.advantages.group_relative import GroupRelative
+from rlvr_lightning.aggregators import SequenceMeanTokenMean, SequenceMeanTokenSum, TokenMean
+from rlvr_lightning.constraints.capped_ratio import CappedRatio
+from rlvr_lightning.constraints.clip_kl import ClipKL
+from rlvr_lightning.errors import ConfigError
+from rlvr_lightning.partitioners.entropy_quantile import EntropyQuantile, row_quantile
+from rlvr_lightning.regularizers.lp_reg import LpReg
+from rlvr_lightning.step import Step
+from rlvr_lightning.types import MaskCount, TokenStats
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: EntropyQuantile(1.2), r"EntropyQuantile.quantile must be in \(0, 1\); got 1.2"),
+        (lambda: EntropyQuantile(scope="row"), "EntropyQuantile.scope must be response or batch; got 'row'"),
+        (lambda: EntropyQuantile(variant="x"), "EntropyQuantile.variant must be paper or reference; got 'x'"),
+        (lambda: ClipKL(clip_low=1.5), r"ClipKL.clip_low must be in \[0, 1\]; got 1.5"),
+        (lambda: ClipKL(clip_high={"a": -1}), r"ClipKL.clip_high must be in \[0, inf\]; got -1"),
+        (lambda: ClipKL(dual_clip=1.0), "ClipKL.dual_clip must be above 1 or null; got 1.0"),
+        (lambda: ClipKL(kl_estimator="k9"), "ClipKL.kl_estimator must be one of k1, k2, k3, abs; got 'k9'"),
+        (lambda: CappedRatio(1.0), "CappedRatio.max_ratio must be above 1; got 1.0"),
+        (lambda: LpReg(quantile=0), r"LpReg.quantile must be in \(0, 1\); got 0"),
+        (lambda: LpReg(threshold=1), r"LpReg.threshold must be in \(0, 1\); got 1"),
+        (lambda: LpReg(coef=-1), "LpReg.coef must be at least 0; got -1"),
+        (lambda: SequenceMeanTokenSum(0), "SequenceMeanTokenSum.length must be above 0; got 0"),
+        (lambda: GroupRelative(epsilon=0), "GroupRelative.epsilon must be above 0; got 0"),
+    ],
+)
+def test_settings_out_of_range_are_named(build: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build()
+
+
+def entropy_stats(rows: list[list[float]], current: list[list[float]] | None = None) -> TokenStats:
+    values = torch.tensor(rows, dtype=torch.float64)
+    zeros = torch.zeros_like(values)
+    now = values if current is None else torch.tensor(current, dtype=torch.float64)
+    mask = torch.ones_like(values, dtype=torch.bool)
+    return TokenStats(zeros, zeros, zeros, mask, statistics={"entropy": now}, old_statistics={"entropy": values})
+
+
+@pytest.mark.parametrize(("variant", "expected"), [("paper", [0, 0, 1, 1]), ("reference", [0, 0, 0, 1])])
+def test_a_tie_is_reasoning_in_the_paper_and_knowledge_in_the_code(variant: Any, expected: list[int]) -> None:
+    stats = entropy_stats([[0.0, 1.0, 2.0, 3.0]])
+    assert EntropyQuantile(2 / 3, variant=variant)(stats, Step()).tolist() == [expected]
+
+
+@pytest.mark.parametrize(("variant", "expected"), [("paper", [0, 1]), ("reference", [1, 0])])
+def test_paper_splits_at_the_rollout_and_the_code_at_the_update(variant: Any, expected: list[int]) -> None:
+    stats = entropy_stats([[0.1, 0.9]], current=[[0.9, 0.1]])
+    assert EntropyQuantile(0.5, variant=variant)(stats, Step()).tolist() == [expected]
+
+
+def test_response_scope_does_not_depend_on_how_high_a_response_is_overall() -> None:
+    stats = entropy_stats([[0.0, 0.1, 0.2, 0.3], [5.0, 5.1, 5.2, 5.3]])
+    assert EntropyQuantile(0.7)(stats, Step()).tolist() == [[0, 0, 0, 1], [0, 0, 0, 1]]
+    assert EntropyQuantile(0.7, "batch")(stats, Step()).tolist() == [[0, 0, 0, 0], [0, 1, 1, 1]]
+
+
+def test_row_quantile_is_torch_quantile_of_each_row() -> None:
+    stats = random_stats(7)
+    values = stats.old_statistics["entropy"]
+    found = row_quantile(values, stats.loss_mask, 0.35)
+    for row, threshold in enumerate(found):
+        torch.testing.assert_close(threshold, torch.quantile(values[row][stats.loss_mask[row]], 0.35))
+    assert float(row_quantile(values, torch.zeros_like(stats.loss_mask), 0.35)[0]) == torch.inf
+
+
+def test_weights_of_the_aggregators() -> None:
+    mask = torch.tensor([[True, True, True], [True, False, False]])
+    count = MaskCount(tokens=torch.tensor(8.0).double(), rows=torch.tensor(4.0).double())
+    assert TokenMean()(mask, count).tolist() == [[0.125] * 3, [0.125, 0, 0]]
+    twelfth = 1 / 12
+    by_response = SequenceMeanTokenMean()(mask, count)
+    torch.testing.assert_close(by_response, torch.tensor([[twelfth] * 3, [0.25, 0.0, 0.0]], dtype=torch.float64))
+    summed = SequenceMeanTokenSum(10.0)(mask, count)
+    torch.testing.assert_close(summed, mask * torch.tensor(0.025, dtype=torch.float64), rtol=1e-6, atol=0)
+
+
+def test_a_group_of_equal_rewards_has_no_advantage() -> None:
+    # 0.1 is no binary fraction: its mean differs from it by rounding.
+    rewards = torch.full((1, 7), 0.1)
+    assert GroupRelative()(rewards, torch.ones_like(rewards, dtype=torch.bool)).abs().max() == 0
+
+
+def test_a_missing_verdict_is_left_out_of_mean_and_deviation() -> None:
+    rewards = torch.tensor([[1.0, 0.0, 123.0, 1.0]], dtype=torch.float64)
+    valid = torch.tensor([[True, True, False, True]])
+    advantages = GroupRelative()(rewards, valid)
+    three = torch.tensor([1.0, 0.0, 1.0], dtype=torch.float64)
+    expected = (three - three.mean()) / (three.std() + 1e-6)
+    torch.testing.assert_close(advantages[0, [0, 1, 3]], expected)
+    assert float(advantages[0, 2]) == 0
+
+
+def test_one_verdict_alone_teaches_nothing() -> None:
+    rewards = torch.tensor([[1.0, 0.0]])
+    assert GroupRelative()(rewards, torch.tensor([[True, False]])).tolist() == [[0.0, 0.0]]

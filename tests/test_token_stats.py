@@ -1,0 +1,87 @@
+"""One pass over the logits, against formulas written out in float64."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from rlvr_lightning.regularizers.proxy import ProxyKL, ProxyLogprob
+from rlvr_lightning.token_stats import Entropy, merge_statistics, token_stats
+
+MASK = torch.tensor([[True, True, False], [True, False, False]])
+IDS = torch.tensor([[2, 0, 1], [3, 1, 1]])
+
+
+def logits() -> torch.Tensor:
+    return torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def probabilities(row: torch.Tensor, temperature: float) -> list[float]:
+    weights = [math.exp(float(value) / temperature) for value in row]
+    return [weight / sum(weights) for weight in weights]
+
+
+def test_logprob_and_entropy_by_hand() -> None:
+    values = logits()
+    logprobs, statistics = token_stats(values, IDS, MASK, lambda x: x, 0.7, [Entropy()])
+    for row, column in ((0, 0), (0, 1), (1, 0)):
+        p = probabilities(values[row, column], 0.7)
+        assert math.isclose(float(logprobs[row, column]), math.log(p[int(IDS[row, column])]), rel_tol=1e-12)
+        entropy = -sum(x * math.log(x) for x in p)
+        assert math.isclose(float(statistics["entropy"][row, column]), entropy, rel_tol=1e-12)
+    assert logprobs[~MASK].tolist() == [0.0, 0.0, 0.0]
+
+
+def test_proxy_by_hand() -> None:
+    values = logits()
+    kinds = [ProxyLogprob(0.3, "relative"), ProxyKL(0.3, "relative")]
+    _, statistics = token_stats(values, IDS, MASK, lambda x: x, 1.0, kinds)
+    for row, column in ((0, 0), (0, 1), (1, 0)):
+        p = probabilities(values[row, column], 1.0)
+        kept = [x if x > 0.3 * max(p) else 0.0 for x in p]
+        proxy = [x / sum(kept) for x in kept]
+        sampled = proxy[int(IDS[row, column])]
+        expected = math.log(sampled) if sampled else -math.inf
+        found = float(statistics["proxy_logprobs"][row, column])
+        assert found == expected or math.isclose(found, expected, rel_tol=1e-12)
+        kl = sum(q * math.log(q / x) for q, x in zip(proxy, p, strict=True) if q)
+        assert math.isclose(float(statistics["proxy_kl"][row, column]), kl, rel_tol=1e-12)
+
+
+def test_chunks_change_neither_values_nor_gradients() -> None:
+    head = torch.nn.Linear(4, 7, bias=False, dtype=torch.float64)
+    hidden = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    ids = torch.randint(0, 7, (3, 5), generator=torch.Generator().manual_seed(2))
+    mask = torch.rand(3, 5, generator=torch.Generator().manual_seed(3)) < 0.7
+    found = []
+    for chunk_elements in (7, 21, 10**6):
+        head.weight.grad, leaf = None, hidden.clone().requires_grad_()
+        statistics = [Entropy(differentiable=True), ProxyKL(0.1, "relative")]
+        logprobs, extra = token_stats(leaf, ids, mask, head, 1.0, statistics, chunk_elements)
+        (logprobs.sum() + 0.3 * extra["entropy"].sum() + 2.0 * extra["proxy_kl"].sum()).backward()
+        found.append((logprobs.detach(), extra["entropy"].detach(), leaf.grad, head.weight.grad))
+    for other in found[1:]:
+        for mine, whole in zip(other, found[0], strict=True):
+            torch.testing.assert_close(mine, whole, rtol=1e-12, atol=1e-14)
+    assert found[0][2] is not None
+    assert found[0][2][~mask].abs().max() == 0
+
+
+def test_half_precision_logits_are_scored_in_float32() -> None:
+    values = logits().to(torch.bfloat16)
+    logprobs, _ = token_stats(values, IDS, MASK, lambda x: x, 1.0)
+    expected = torch.log_softmax(values.double(), -1).gather(-1, IDS.unsqueeze(-1)).squeeze(-1)
+    assert logprobs.dtype == torch.float32
+    torch.testing.assert_close(logprobs[MASK].double(), expected[MASK], rtol=1e-6, atol=1e-6)
+
+
+def test_statistics_without_gradient_have_none() -> None:
+    values = logits().requires_grad_()
+    _, statistics = token_stats(values, IDS, MASK, lambda x: x, 1.0, [Entropy(), ProxyLogprob(0.1, "relative")])
+    (gradient,) = torch.autograd.grad(sum(s.sum() for s in statistics.values()), values, allow_unused=True)
+    assert gradient is None or gradient.abs().max() == 0
+
+
+def test_of_two_equal_names_the_differentiable_one_serves_both() -> None:
+    assert merge_statistics([Entropy(), Entropy(differentiable=True), Entropy()]) == (Entropy(differentiable=True),)
