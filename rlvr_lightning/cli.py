@@ -143,6 +143,8 @@ def _compose_and_run(verb: Callable[[DictConfig], None], name: str, arguments: S
             verb(_settled(cfg))
         except RLVRError as error:  # Hydra would print a traceback; a sweep goes on with its other runs
             failures.append(error)
+        except (HydraException, OmegaConfBaseException) as error:
+            failures.append(explain(error))
 
     # Hydra prints tracebacks of its own unless asked to raise.
     os.environ["HYDRA_FULL_ERROR"] = "1"

@@ -12,7 +12,7 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import ConfigCompositionException, HydraException, InstantiationException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from rlvr_lightning.errors import CheckpointError, ConfigError, RLVRError
 
@@ -83,8 +83,12 @@ def explain(error: BaseException) -> RLVRError:
     for link in chain:
         if isinstance(link, MissingConfigException) and link.missing_cfg_file and link.options is not None:
             group, _, name = str(link.missing_cfg_file).rpartition("/")
-            key = "conf" if group == "experiment" else group
-            return ConfigError(f"there is no {key}={name}; {nearest(name, link.options)}")
+            return _absent(group, name, link.options)
+        if isinstance(link, MissingMandatoryValue):
+            return ConfigError(f"{link.full_key} must be given: {link.full_key}=...")
+    absent = re.search(r"Could not load '([\w/]+)/([\w.-]+)'", str(error))
+    if absent is not None:
+        return _absent(*absent.groups(), _members(absent.group(1)))
     if isinstance(error, ConfigCompositionException):
         return _explain_override(str(error))
     if isinstance(error, InstantiationException):
@@ -92,6 +96,15 @@ def explain(error: BaseException) -> RLVRError:
         where = f"{key.group(1)}: " if key else ""
         return ConfigError(where + _one_line(str(chain[-1])))
     return ConfigError(_one_line(str(error)))
+
+
+def _absent(group: str, name: str, members: Sequence[str]) -> ConfigError:
+    key = "conf" if group == "experiment" else group
+    return ConfigError(f"there is no {key}={name}; {nearest(name, members)}")
+
+
+def _members(group: str) -> list[str]:
+    return sorted(file.stem for file in (config_dir() / group).glob("*.yaml"))
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

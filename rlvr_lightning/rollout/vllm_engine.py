@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 def vllm_installed() -> bool:
     """Whether vLLM could be imported, without importing it."""
-    return find_spec("vllm") is not None
+    found = find_spec("vllm")
+    # A mere folder of that name has no origin.
+    return found is not None and found.origin is not None
 
 
 class VLLMEngine:

@@ -15,7 +15,9 @@ _BOX_TOKENS = re.compile(
 _SENTENCE_END = re.compile(r"[.!?](?=\s+[A-Z<\[]|\s*$)")
 _DELIMITED = re.compile(r"\$\$(.+)\$\$|\$([^$]+)\$|\\\((.+)\\\)|\\\[(.+)\\\]", re.S)
 _DELIMITER = re.compile(r"(?<!\\)(?:\$|\\[(\[])")
+_LATEX_NAMES = re.compile(r"\\(?:begin|end|operatorname|text[a-z]*|math[a-z]+)\s*\{[^{}]*\}")
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
+_BOLD = re.compile(r"\*\*(?=\S)([^*]+)(?<=\S)\*\*")
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ def last_boxed(text: str) -> str | None:
 
 def _tidy(text: str) -> Answer | None:
     """An answer without emphasis, full stop and mathematical delimiters."""
-    text = text.strip("*_ \t\n").removesuffix(".").strip("*_ \t\n")
+    text = _BOLD.sub(r"\1", text).strip("*_ \t\n").removesuffix(".").strip("*_ \t\n")
     delimited = _DELIMITED.fullmatch(text)
     if delimited is not None:
         text = next(group for group in delimited.groups() if group is not None).strip()
@@ -59,7 +61,8 @@ def _tidy(text: str) -> Answer | None:
         text = text[1:].strip()
     if not text:
         return None
-    return Answer(text, prose=_DELIMITER.search(text) is not None or len(_WORD.findall(text)) > 1)
+    words = _WORD.findall(_LATEX_NAMES.sub("", text))
+    return Answer(text, prose=_DELIMITER.search(text) is not None or len(words) > 1)
 
 
 def _last(pattern: str, flags: int = 0, *, sentence: bool = False) -> Callable[[str], Answer | None]:
@@ -87,16 +90,18 @@ def _boxed(text: str) -> Answer | None:
 
 
 def _free(text: str) -> Answer | None:
-    return Answer(text.strip(), prose=True) if text.strip() else None
+    answer = _tidy(text)
+    return Answer(text.strip(), prose=True) if answer is not None and answer.prose else answer
 
 
-_IS = r"(?:final[ \t]{1,3}answer\b[^\n]{0,200}?|answer)\s{1,3}is\b[ \t]{0,3}:?[ \t]{0,3}(?P<answer>[^\n]+)"
+# The rest of the line is looked at, not consumed: it may hold another marker.
+_IS = r"(?:final[ \t]{1,3}answer\b[^\n]{0,200}?|answer)\s{1,3}is\b[ \t]{0,3}:?[ \t]{0,3}(?=(?P<answer>[^\n]+))"
 EXTRACTORS: dict[str, Callable[[str], Answer | None]] = {
     "boxed": _boxed,
     "answer_tag": _last(r"<answer>(?P<answer>(?:(?!<answer>).)*?)</answer>", re.S | re.I),
     "gsm8k": _last(r"####(?P<answer>[^\n]+)"),
     "final_answer": _last(_IS, re.I, sentence=True),
-    "answer_colon": _last(r"answer[ \t]{0,3}\*{0,2}[ \t]{0,3}:\s{0,3}(?P<answer>[^\n]+)", re.I, sentence=True),
+    "answer_colon": _last(r"answer[ \t]{0,3}\*{0,2}[ \t]{0,3}:\s{0,3}(?=(?P<answer>[^\n]+))", re.I, sentence=True),
     "bracket": _last(r"\[(?P<answer>[^\[\]\n]*)\]"),
     "free": _free,
 }

@@ -54,7 +54,7 @@ def test_last_boxed(text: str, content: str | None) -> None:
         ("gsm8k", "#### 1\nno\n#### 2\nso long", "2"),
         ("gsm8k", "#### 1,000", "1,000"),
         ("gsm8k", "### 4", None),
-        ("final_answer", "The answer is 3. The final answer is: $x+1$.", "x+1"),
+        ("final_answer", "The answer is 3.\nThe final answer is: $x+1$.", "x+1"),
         ("final_answer", "the FINAL ANSWER is **4**.", "4"),
         ("final_answer", "Answer: 4", None),
         ("answer_colon", "Answer: 4", "4"),
@@ -107,9 +107,11 @@ def test_a_passage_is_told_from_an_answer() -> None:
         answer = extract_answer(text, "auto")
         assert answer is not None
         assert answer.prose is prose
-    free = extract_answer("4", "free")
-    assert free is not None
-    assert free.prose
+    matrix = r"\begin{pmatrix} a \\ \text{b c} \end{pmatrix}"
+    for text, prose in (("x = **4**", False), (matrix, False), ("it is 4", True)):
+        free = extract_answer(text, "free")
+        assert free is not None
+        assert free.prose is prose
 
 
 def test_only_the_end_of_a_response_is_read() -> None:

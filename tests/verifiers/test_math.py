@@ -129,7 +129,8 @@ def test_equality(verifier: MathVerifier, gold: str, prediction: str, correct: b
 
 
 @pytest.mark.parametrize(
-    ("response", "correct"), [("C", True), ("**C**", True), ("It is (C).", True), ("The answer is C.", True), ("D", False)]
+    ("response", "correct"),
+    [("C", True), ("**C**", True), ("It is (C).", True), ("The answer is C.", True), ("D", False)],
 )
 def test_letters_in_passages(verifier: MathVerifier, response: str, correct: bool) -> None:
     verifier.extract = "free"

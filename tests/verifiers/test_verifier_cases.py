@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Iterator, Mapping
@@ -62,8 +63,6 @@ def test_hostile_input_ends_in_time(cases: list[dict[str, Any]], verifier: MathV
     assert chosen
     for case in chosen:
         start = time.monotonic()
-        try:
+        with contextlib.suppress(VerifierTimeoutError):
             assert accepts(verifier, case) is case["correct"], case
-        except VerifierTimeoutError:
-            pass
         assert time.monotonic() - start < 10, case

@@ -1,0 +1,125 @@
+"""Prompts, padding and files: what stands between a task and the objective."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+
+from rlvr_lightning.advantages.group_relative import GroupRelative
+from rlvr_lightning.errors import CheckpointError, DataError
+from rlvr_lightning.models import ModelSource
+from rlvr_lightning.rollout.batching import make_batch
+from rlvr_lightning.rollout.prompts import PromptSource, derived_seed, tokenize
+from rlvr_lightning.rollout.store import load_buffer, rollout_record, save_buffer, write_records
+from rlvr_lightning.types import Generation, Problem, Prompt, Rollout, Verdict
+
+TOKENIZER = ModelSource().tokenizer
+
+
+def problem(text: str, answer: str = "1") -> Problem:
+    return Problem(text, ({"role": "user", "content": text},), answer)
+
+
+def rollout(prompt: tuple[int, ...], response: tuple[int, ...], reward: float | None, logprob: float = -0.5) -> Rollout:
+    verdict = None if reward is None else Verdict(reward, reward == 1.0, "x")
+    generation = Generation(response, (logprob,) * len(response), "stop")
+    return Rollout(Prompt(problem("1+1="), prompt, 0), 0, generation, "text", 3, verdict, None if verdict else "Boom: x")
+
+
+def test_prompt_order_is_a_permutation_of_every_turn_and_of_the_seed() -> None:
+    problems = [problem(f"{i}+1=") for i in range(10)]
+    source = PromptSource(problems, TOKENIZER, 0, 99, "skip")
+    order = [prompt.problem.id for prompt in source.take(0, 20)]
+    assert sorted(order[:10]) == sorted(order[10:]) == sorted(p.id for p in problems)
+    assert order[:10] != order[10:]
+    again = PromptSource(problems, TOKENIZER, 0, 99, "skip")
+    assert [prompt.problem.id for prompt in again.take(7, 5)] == order[7:12]
+    other = PromptSource(problems, TOKENIZER, 1, 99, "skip")
+    assert [prompt.problem.id for prompt in other.take(0, 20)] != order
+
+
+def test_overlong_prompts_are_counted_or_refused() -> None:
+    problems = [problem("1+1="), problem("1+1+1+1+1=")]
+    source = PromptSource(problems, TOKENIZER, 0, 8, "skip")
+    assert (len(source), source.num_skipped) == (1, 1)
+    with pytest.raises(DataError, match=r"prompt of problem 1\+1\+1\+1\+1= has 12 tokens, more than .*=8"):
+        PromptSource(problems, TOKENIZER, 0, 8, "error")
+    with pytest.raises(DataError, match="no prompt is left: 2 of 2 are longer"):
+        PromptSource(problems, TOKENIZER, 0, 2, "skip")
+
+
+def test_the_chat_template_is_applied_once() -> None:
+    ids = tokenize(problem("7+5="), TOKENIZER)
+    assert TOKENIZER.convert_ids_to_tokens(list(ids)) == ["<user>", "7", "+", "5", "=", "<assistant>"]
+
+
+def test_seeds_differ_by_every_part() -> None:
+    seeds = {derived_seed(*parts) for parts in ((0, "train", 1, 2), (1, "train", 1, 2), (0, "held-out", 1, 2), (0, "train", 2, 1))}
+    assert len(seeds) == 4
+    assert all(0 <= seed < 2**31 for seed in seeds)
+
+
+def test_batch_pads_prompts_left_and_responses_right() -> None:
+    rollouts = [
+        rollout((2, 5), (7, 8, 1), 1.0),
+        rollout((2, 5), (7, 1), 0.0, -0.25),
+        rollout((2, 5, 6), (9, 9), 1.0),
+        rollout((2, 5, 6), (9, 1), 1.0),
+    ]
+    batch = make_batch(rollouts, 2, GroupRelative(), 0, drop_equal_groups=False)
+    assert batch.input_ids.tolist() == [
+        [0, 2, 5, 7, 8, 1],
+        [0, 2, 5, 7, 1, 0],
+        [2, 5, 6, 9, 9, 0],
+        [2, 5, 6, 9, 1, 0],
+    ]
+    assert batch.attention_mask[1].tolist() == [0, 1, 1, 1, 1, 0]
+    assert batch.response_ids[1].tolist() == [7, 1, 0]
+    assert batch.loss_mask.tolist() == [[True] * 3, [True, True, False], [True, True, False], [True, True, False]]
+    advantage = 0.5 / (math.sqrt(0.5) + 1e-6)
+    torch.testing.assert_close(batch.advantages[:2], torch.tensor([[advantage] * 3, [-advantage, -advantage, 0.0]]))
+    assert batch.advantages[2:].abs().max() == 0
+    assert batch.rollout_logprobs[1].tolist() == [-0.25, -0.25, 0.0]
+
+
+def test_what_carries_no_weight() -> None:
+    rows = [rollout((2,), (7, 1), reward) for reward in (1.0, 0.0, None)]
+    rows.append(rollout((2,), (7, 1), 1.0, logprob=-math.inf))
+    rows += [rollout((2,), (7, 1), 1.0)] * 4
+    kept = make_batch(rows, 4, GroupRelative(), 0, drop_equal_groups=False)
+    # No verdict and a non-finite log-probability drop the response; its group goes on without it.
+    assert kept.loss_mask.any(-1).tolist() == [True, True, False, False, True, True, True, True]
+    assert kept.rollout_logprobs.isfinite().all()
+    advantage = 0.5 / (math.sqrt(0.5) + 1e-6)
+    assert kept.advantages[:2, 0].tolist() == pytest.approx([advantage, -advantage])
+    dropped = make_batch(rows, 4, GroupRelative(), 0, drop_equal_groups=True)
+    assert dropped.loss_mask.any(-1).tolist() == [True, True] + [False] * 6
+
+
+def test_buffer_comes_back_as_it_was(tmp_path: Path) -> None:
+    batch = make_batch([rollout((2,), (7, 1), 1.0), rollout((2,), (8, 1), 0.0)], 2, GroupRelative(), 0, drop_equal_groups=True)
+    save_buffer(tmp_path / "b.pt", [batch], {"reward/mean": 0.5}, 6)
+    (loaded,), report = load_buffer(tmp_path / "b.pt", 6)
+    assert report == {"reward/mean": 0.5}
+    for item in fields(batch):
+        mine, theirs = getattr(batch, item.name), getattr(loaded, item.name)
+        assert torch.equal(mine, theirs) if isinstance(mine, torch.Tensor) else mine == theirs
+    with pytest.raises(CheckpointError, match="holds the rollouts of policy version 6, the checkpoint needs 4"):
+        load_buffer(tmp_path / "b.pt", 4)
+    with pytest.raises(CheckpointError, match="is missing"):
+        load_buffer(tmp_path / "c.pt", 4)
+
+
+def test_records_hold_an_error_instead_of_a_reward(tmp_path: Path) -> None:
+    write_records(tmp_path / "r" / "v.jsonl.gz", [rollout_record(rollout((2,), (7, 1), None), 0.0)])
+    with gzip.open(tmp_path / "r" / "v.jsonl.gz", "rt") as file:
+        (record,) = map(json.loads, file)
+    assert (record["reward"], record["correct"], record["error"]) == (None, None, "Boom: x")
+    assert record["token_ids"] == [7, 1]
+    assert [path.name for path in (tmp_path / "r").iterdir()] == ["v.jsonl.gz"]

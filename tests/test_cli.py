@@ -1,0 +1,132 @@
+"""What a user types and what comes back: one line, exit code 2, nothing written."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rlvr_lightning.cli import main, reorder
+from rlvr_lightning.completion import candidates
+from rlvr_lightning.config import compose
+from rlvr_lightning.errors import ConfigError
+from rlvr_lightning.rollout.vllm_engine import vllm_installed
+
+FIT = ("fit", "conf=archer", "trainer.max_epochs=0")
+
+MISTAKES = [
+    (("ft",), "there is no verb ft; did you mean fit?"),
+    (("fit", "conf=archr"), "there is no conf=archr; did you mean archer or archer_lp_reg?"),
+    ((*FIT, "partitioner=entropi"), "there is no partitioner=entropi; did you mean entropy_quantile?"),
+    ((*FIT, "partitioner.quantil=0.9"), "there is no setting partitioner.quantil; did you mean partitioner.quantile"),
+    ((*FIT, "quantile=0.9"), "there is no setting quantile; did you mean partitioner.quantile"),
+    ((*FIT, "regularizer=[lp_rg]"), "there is no regularizer=lp_rg; did you mean lp_reg?"),
+    ((*FIT, "partitioner.quantile=1.2"), "EntropyQuantile.quantile must be in (0, 1); got 1.2"),
+    ((*FIT, "partitioner=single"), "constraint.clip_low is set for the parts knowledge, reasoning"),
+    ((*FIT, "trainer.max_epochs=many"), "trainer.max_epochs must be a whole number; got 'many'"),
+    ((*FIT, "optim.lr=-1"), "optim.lr must be at least 0; got -1"),
+    ((*FIT, "seed=-1"), "seed must be a whole number from 0; got -1"),
+    ((*FIT, "rollout.group_size=1"), "rollout.group_size must be at least 2 for this advantage; got 1"),
+    ((*FIT, "rollout.top_p=0.9"), "rollout.top_p must be 1: what is scored is the whole distribution; got 0.9"),
+    ((*FIT, "rollout.temperature=0"), "rollout.temperature must be above 0; got 0"),
+    ((*FIT, "rollout.prompts_per_step=7"), "rollout.prompts_per_step=7 must divide rollout.prompts_per_epoch=32"),
+    ((*FIT, "task=jsonl"), "task.path must be given: task.path=..."),
+    ((*FIT, "task=jsonl", "task.path=nowhere.jsonl"), "nowhere.jsonl does not exist"),
+    ((*FIT, "model.path=/nowhere"), "model.path=/nowhere does not exist: give a Hugging Face folder, or `tiny`"),
+    ((*FIT, "model.dtype=float8"), "model.dtype must be one of float32, bfloat16"),
+    (("fit", "resume=/nowhere"), "resume=/nowhere holds no run"),
+    (("export",), "export needs the run to export: resume=OUTPUT_DIR"),
+    (("fit", "conf=lp_reg_qwen3_14b", "hardware.gpus=999"), "lp_reg_qwen3_14b needs 999 GPUs"),
+    (("completion", "tcsh"), "completion needs a shell: bash, zsh, fish"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), MISTAKES, ids=lambda value: " ".join(value)[-60:] if isinstance(value, tuple) else "")
+def test_a_mistake_gets_one_line_and_leaves_nothing(
+    arguments: tuple[str, ...], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("error: ")
+    assert message in lines[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(vllm_installed(), reason="vllm is installed here")
+def test_vllm_asked_for_and_not_installed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main((*FIT, "engine=vllm")) == 2
+    assert "vllm is not installed: pip install 'rlvr-lightning[vllm]'" in capsys.readouterr().err
+
+
+def test_a_model_folder_without_tokenizer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    assert main((*FIT, f"model.path={tmp_path}")) == 2
+    assert f"model.path={tmp_path} has no usable tokenizer" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04broken"])
+def test_a_corrupt_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes) -> None:
+    from omegaconf import OmegaConf
+
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.ckpt").write_bytes(content)
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(compose(["conf=archer"])))
+    assert main(("fit", f"resume={tmp_path}")) == 2
+    assert "last.ckpt is no readable checkpoint" in capsys.readouterr().err
+    assert main(("fit", f"resume={tmp_path}", "partitioner=single")) == 2
+    assert "a resumed run keeps its components; partitioner cannot be set" in capsys.readouterr().err
+
+
+def test_help_names_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(("--help",)) == 0
+    shown = capsys.readouterr().out
+    for word in ("fit", "export", "archer_lp_reg", "entropy_quantile", "--config-dir", "seed=0,1,2"):
+        assert word in shown
+
+
+def test_cfg_job_shows_the_composed_configuration(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(("fit", "conf=archer", "--cfg", "job", "partitioner.quantile=0.9")) == 0
+    shown = capfd.readouterr().out
+    assert "quantile: 0.9" in shown
+    assert "name: archer" in shown
+
+
+def test_options_come_first() -> None:
+    assert reorder(["seed=1", "--config-dir", "x", "-m", "a=b"]) == ["--config-dir", "x", "-m", "seed=1", "a=b"]
+
+
+def test_completion_offers_verbs_members_and_settings() -> None:
+    assert candidates(["va"]) == ["validate"]
+    assert candidates(["fit", "conf=archer_l"]) == ["conf=archer_lp_reg"]
+    assert candidates(["fit", "partitioner=e"]) == ["partitioner=entropy_quantile"]
+    assert candidates(["fit", "conf=archer", "partitioner.q"]) == ["partitioner.quantile="]
+    assert candidates(["fit", "regularizer.lp_reg.q"]) == []
+    assert candidates(["fit", "conf=lp_reg", "regularizer.lp_reg.q"]) == ["regularizer.lp_reg.quantile="]
+
+
+def test_compose_from_python_says_the_same() -> None:
+    assert compose(["conf=archer_lp_reg", "regularizer.lp_reg.quantile=0.02"]).regularizer.lp_reg.quantile == 0.02
+    with pytest.raises(ConfigError, match="there is no conf=nobody; "):
+        compose(["conf=nobody"])
+
+
+def test_importing_the_package_is_cheap_and_leaves_heavy_parts_out() -> None:
+    code = "import sys, rlvr_lightning; print(sorted({'torch', 'lightning', 'vllm', 'transformers'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_public_name_exists() -> None:
+    import rlvr_lightning
+
+    for name in rlvr_lightning.__all__:
+        assert getattr(rlvr_lightning, name) is not None, name
+    assert re.fullmatch(r"\d+\.\d+\.\d+", rlvr_lightning.__version__)
+    with pytest.raises(AttributeError, match="no attribute 'nobody'"):
+        _ = rlvr_lightning.nobody

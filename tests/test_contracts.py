@@ -1,0 +1,138 @@
+"""Every yaml of every group composes, builds and says where its numbers come from; the default stays small."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra.utils import get_class, instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from rlvr_lightning.config import compose, config_dir
+from rlvr_lightning.derived import DerivedNumbers
+from rlvr_lightning.errors import HardwareError
+from rlvr_lightning.rollout.vllm_engine import vllm_installed
+from rlvr_lightning.run import build_module, check_hardware, model_source
+
+COMPONENTS = ("advantage", "aggregator", "constraint", "engine", "partitioner", "regularizer", "task", "verifier")
+FULL_SIZE = ("archer_code_1_5b", "archer_math_1_5b", "lp_reg_qwen3_14b", "lp_reg_qwen2_5_32b")
+TINY = ("archer", "lp_reg", "archer_lp_reg", "grpo", "dapo")
+
+
+def members(group: str) -> list[str]:
+    return sorted(file.stem for file in (config_dir() / group).glob("*.yaml"))
+
+
+def component_yamls() -> Iterator[tuple[str, str]]:
+    for group in COMPONENTS:
+        for name in members(group):
+            yield group, name
+
+
+def choose(group: str, name: str) -> DictConfig:
+    value = f"[{name}]" if group == "regularizer" else name
+    extra = ["partitioner=entropy_quantile"] if (group, name) == ("constraint", "archer") else []
+    file = ["task.path=x.jsonl"] if group == "task" and name == "jsonl" else []
+    file += ["task.path=x"] if group == "task" and name == "huggingface" else []
+    return compose([f"{group}={value}", *extra, *file])
+
+
+@pytest.mark.parametrize(("group", "name"), component_yamls())
+def test_yaml_names_every_argument_and_its_source(group: str, name: str) -> None:
+    cfg = choose(group, name)
+    node = cfg[group][name] if group == "regularizer" and name != "none" else cfg[group]
+    text = (config_dir() / group / f"{name}.yaml").read_text()
+    assert text.startswith("# ")
+    if group == "regularizer" and name == "none":
+        assert node == {}
+        return
+    target = str(node._target_)
+    build: Any = get_class(target) if target.rpartition(".")[2][0].isupper() else None
+    if build is not None:
+        # A Protocol's own constructor takes anything.
+        parameters = set(inspect.signature(build).parameters) - {"args", "kwargs"}
+        assert set(node) - {"_target_"} == parameters
+    if "vllm" in target and not vllm_installed():
+        pytest.skip("vllm is not installed")
+    if group != "task" or name == "arithmetic":
+        assert instantiate(node, _convert_="all") is not None
+
+
+@pytest.mark.parametrize("name", [*TINY, *FULL_SIZE])
+@pytest.mark.parametrize("variant", ["paper", "reference"])
+def test_every_experiment_composes_and_its_objective_builds(name: str, variant: str) -> None:
+    cfg = compose([f"conf={name}", f"variant={variant}"])
+    assert cfg.name == name
+    module = build_module(cfg, model_source(compose([])))
+    assert module.temperature == 1.0
+    rows = dict(DerivedNumbers.of(cfg).rows)
+    assert rows["prompts x group"] == f"{cfg.rollout.prompts_per_epoch} x {cfg.rollout.group_size}"
+
+
+def test_the_papers_numbers() -> None:
+    archer = compose(["conf=archer_math_1_5b"])
+    assert archer.partitioner.quantile == 0.8
+    assert archer.constraint.clip_low == archer.constraint.clip_high == {"knowledge": 0.2, "reasoning": 0.5}
+    assert archer.constraint.kl_coef == {"knowledge": 0.001, "reasoning": 0.0}
+    assert (archer.constraint.dual_clip, archer.constraint.kl_estimator) == (10.0, "k3")
+    assert (archer.rollout.prompts_per_epoch, archer.rollout.prompts_per_step, archer.rollout.passes) == (64, 32, 3)
+    assert (archer.rollout.group_size, archer.rollout.max_prompt_tokens, archer.rollout.max_new_tokens) == (
+        16,
+        2048,
+        32768,
+    )
+    assert archer.optim == {
+        "lr": 1e-6,
+        "weight_decay": 0.1,
+        "betas": [0.9, 0.999],
+        "warmup_steps": 10,
+        "grad_clip": 1.0,
+    }
+    assert archer.rollout.drop_equal_groups
+    assert archer.model.path == "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"
+    for name, rho in (("lp_reg_qwen3_14b", 0.01), ("lp_reg_qwen2_5_32b", 0.005)):
+        cfg = compose([f"conf={name}"])
+        regularizer = cfg.regularizer.lp_reg
+        assert (regularizer.quantile, regularizer.threshold, regularizer.coef) == (rho, 0.02, 1.0)
+        assert (cfg.constraint.max_ratio, cfg.rollout.prompts_per_epoch, cfg.rollout.group_size) == (10.0, 256, 8)
+        assert (cfg.rollout.max_new_tokens, cfg.optim.lr, cfg.optim.weight_decay) == (8192, 1e-6, 0.0)
+
+
+def test_derived_numbers_of_a_full_size_run() -> None:
+    rows = dict(DerivedNumbers.of(compose(["conf=archer_code_1_5b"])).rows)
+    assert rows["responses per epoch"] == "1,024"
+    assert rows["optimizer steps per epoch"] == "6 of 512 responses (off-policy)"
+    assert rows["response tokens per epoch"] == f"at most {1024 * 32768:,}"
+    on_policy = dict(DerivedNumbers.of(compose(["conf=lp_reg_qwen3_14b"])).rows)
+    assert on_policy["optimizer steps per epoch"] == "1 of 2,048 responses (on-policy)"
+
+
+@pytest.mark.parametrize("name", FULL_SIZE)
+def test_a_full_size_run_refuses_a_small_machine(name: str) -> None:
+    cfg = compose([f"conf={name}", "hardware.gpus=1000"])
+    with pytest.raises(HardwareError, match=f"{name} needs 1000 GPUs of 79 GiB; here are .* run it there"):
+        check_hardware(cfg)
+
+
+def leaves(node: Any, depth: int = 1) -> Iterator[int]:
+    for value in node.values():
+        if isinstance(value, dict) and value:
+            yield from leaves(value, depth + 1)
+        else:
+            yield depth
+
+
+def test_the_default_configuration_is_small() -> None:
+    container = OmegaConf.to_container(compose([]))
+    assert isinstance(container, dict)
+    depths = list(leaves(container))
+    assert len(depths) < 120
+    assert max(depths) <= 3
+
+
+def test_configuration_tree_lies_beside_or_inside_the_package() -> None:
+    assert (config_dir() / "experiment" / "archer.yaml").is_file()
+    assert config_dir() in (Path(__file__).parents[1] / "conf", config_dir())

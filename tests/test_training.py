@@ -1,0 +1,184 @@
+"""Whole runs on the bundled model: outputs, repeatability, resuming, cutting, adapters."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from training import fit, last_checkpoint, weights, widest_difference
+
+from rlvr_lightning.cli import main
+from rlvr_lightning.config import compose
+from rlvr_lightning.errors import CheckpointError, ConfigError
+from rlvr_lightning.metrics import AvgAtK
+from rlvr_lightning.models import ModelSource
+from rlvr_lightning.policy import Policy
+from rlvr_lightning.run import build_data, build_module, build_run, component
+
+OFF_POLICY = ("conf=archer", "rollout.prompts_per_step=4", "rollout.passes=2")
+
+
+@pytest.fixture(scope="module")
+def archer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("archer") / "run"
+    fit(folder, *OFF_POLICY, "trainer.max_epochs=4")
+    return folder
+
+
+def logged(folder: Path, name: str) -> list[float]:
+    values = []
+    for file in sorted(folder.glob("logs/version_*/metrics.csv")):
+        with file.open() as lines:
+            values += [float(row[name]) for row in csv.DictReader(lines) if row.get(name)]
+    return values
+
+
+def test_a_run_leaves_everything_behind(archer: Path) -> None:
+    for name in ("config.yaml", "versions.json", "curves.png", "checkpoints/last.ckpt", "checkpoints/best.ckpt"):
+        assert (archer / name).stat().st_size > 0, name
+    assert (archer / "curves.png").read_bytes()[:4] == b"\x89PNG"
+    assert list(archer.glob("tensorboard/version_0/events*"))
+    assert json.loads((archer / "versions.json").read_text())["torch"] == torch.__version__
+    # Four epochs of four optimizer steps, each from the policy of the step it began at.
+    assert sorted(p.name for p in archer.glob("rollouts/version_*")) == [
+        f"version_{step}.jsonl.gz" for step in (0, 12, 4, 8)
+    ]
+    with gzip.open(archer / "rollouts" / "version_4.jsonl.gz", "rt") as file:
+        rows = [json.loads(line) for line in file]
+    assert len(rows) == 8 * 4
+    assert {row["policy_version"] for row in rows} == {4}
+    assert [row["prompt_index"] for row in rows[::4]] == list(range(8, 16))
+    assert all(row["reward"] == float(row["extracted"] == row["answer"]) for row in rows)
+
+
+def test_what_is_logged(archer: Path) -> None:
+    reward = logged(archer, "reward/mean")
+    assert len(reward) == 4
+    with gzip.open(archer / "rollouts" / "version_0.jsonl.gz", "rt") as file:
+        first = [json.loads(line)["reward"] for line in file]
+    assert reward[0] == pytest.approx(sum(first) / len(first))
+    # The engine and the trainer agree on what was sampled.
+    assert max(logged(archer, "rollout/logprob_gap_max")) < 1e-4
+    knowledge, reasoning = logged(archer, "policy/entropy/knowledge"), logged(archer, "policy/entropy/reasoning")
+    assert all(low < 0.1 < high for low, high in zip(knowledge, reasoning, strict=True))
+    assert logged(archer, "policy/kl_ref/knowledge")[0] < logged(archer, "policy/kl_ref/knowledge")[-1]
+    for share in logged(archer, "policy/share/reasoning"):
+        assert 0.19 < share < 0.27  # a tie at the threshold is reasoning
+
+
+def test_the_same_seed_gives_the_same_run_and_another_another(archer: Path, tmp_path: Path) -> None:
+    fit(tmp_path / "again", *OFF_POLICY, "trainer.max_epochs=4")
+    assert widest_difference(archer, tmp_path / "again") == 0
+    fit(tmp_path / "other", *OFF_POLICY, "trainer.max_epochs=4", "seed=1")
+    assert widest_difference(archer, tmp_path / "other") > 1e-4
+
+
+def test_a_resumed_run_ends_where_an_unbroken_one_does(archer: Path, tmp_path: Path) -> None:
+    fit(tmp_path, *OFF_POLICY)
+    assert main(("fit", f"resume={tmp_path}", "trainer.max_epochs=4")) == 0
+    assert widest_difference(archer, tmp_path) == 0
+    assert len(logged(tmp_path, "reward/mean")) == 4
+    assert logged(tmp_path, "reward/mean") == pytest.approx(logged(archer, "reward/mean"))
+
+
+@pytest.mark.parametrize("variant", ["paper", "reference"])
+def test_micro_batches_change_nothing(variant: str, tmp_path: Path) -> None:
+    common = ("conf=archer_lp_reg", f"variant={variant}", "rollout.prompts_per_step=4", "regularizer.lp_reg.quantile=0.2")
+    runs = [fit(tmp_path / str(size), *common, f"trainer.micro_batch_size={size}") for size in (64, 5, 1)]
+    start = torch.cat([weight.flatten() for _, weight in Policy(ModelSource()).full_weights()])
+    whole = weights(runs[0])
+    assert (whole - start).abs().max() > 1e-4
+    for other in runs[1:]:
+        # Adam divides by the gradient's size, so rounding shows where a gradient is nearly nothing.
+        difference = (weights(other) - whole).abs()
+        assert difference.max() < 2e-5
+        assert difference.mean() < 1e-7
+
+
+def test_on_policy_needs_no_second_pass_and_has_ratio_one(tmp_path: Path) -> None:
+    run = fit(tmp_path, "conf=lp_reg", "regularizer.lp_reg.quantile=0.2")
+    assert run.data.steps_per_epoch == 1
+    assert all(step.old_logprobs is None and step.ref_logprobs is None for step in run.data._steps)
+    assert logged(tmp_path, "policy/ratio") == [1.0, 1.0]
+    assert logged(tmp_path, "policy/tokens_in/lp_reg")[0] > 0
+    assert run.module.policy_version == 2
+
+
+def test_lora_trains_adapters_alone_and_samples_from_the_merged_weights(tmp_path: Path) -> None:
+    run = fit(tmp_path / "run", *OFF_POLICY, "peft=lora", "optim.lr=1e-2")
+    trained = {name for name, p in run.module.policy.named_parameters() if p.requires_grad}
+    assert trained
+    assert all(".lora_" in name for name in trained)
+    assert not run.module._reference
+    # At the start adapters do nothing: the reference is the policy.
+    assert logged(tmp_path / "run", "policy/kl_ref/knowledge")[-1] > 1e-6
+    assert max(logged(tmp_path / "run", "rollout/logprob_gap_max")) < 1e-4
+    base = dict(Policy(ModelSource()).full_weights())
+    merged = dict(run.module.policy.full_weights())
+    assert merged.keys() == base.keys()
+    name = "model.layers.0.self_attn.q_proj.weight"
+    assert (merged[name] - base[name]).abs().max() > 1e-4
+    assert torch.equal(merged["model.embed_tokens.weight"], base["model.embed_tokens.weight"])
+
+
+@pytest.mark.parametrize("extra", [(), ("peft=lora", "optim.lr=1e-2")])
+def test_an_exported_folder_is_the_policy(extra: tuple[str, ...], tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    run = fit(tmp_path / "run", *OFF_POLICY, *extra)
+    assert main(("export", f"resume={tmp_path / 'run'}", "export.checkpoint=last", f"export.path={tmp_path / 'hf'}")) == 0
+    source = ModelSource(str(tmp_path / "hf"))
+    assert source.tokenizer.chat_template == run.module.source.tokenizer.chat_template
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32)
+    ids = torch.tensor([[2, 5, 13, 14, 3, 7, 8]])
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(ids).logits, run.module.policy.model(ids).logits, rtol=0, atol=1e-5)
+    assert main(("export", f"resume={tmp_path / 'run'}", f"export.path={tmp_path / 'hf'}")) == 2
+
+
+def test_validate_test_and_predict_agree(archer: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = []
+    for verb in ("validate", "test"):
+        assert main((verb, f"resume={archer}", "export.checkpoint=last")) == 0
+        shown.append(capsys.readouterr().out.splitlines()[-2])
+    assert shown[0] == shown[1]
+    assert main(("predict", f"resume={archer}", "export.checkpoint=last")) == 0
+    with gzip.open(archer / "predictions.jsonl.gz", "rt") as file:
+        rows = [json.loads(line) for line in file]
+    metric = AvgAtK(2)
+    metric.update(torch.tensor([row["correct"] for row in rows]).view(-1, 2))
+    assert f"{float(metric.compute()):.4f}" in shown[0]
+
+
+def test_a_foreign_checkpoint_is_refused(archer: Path, tmp_path: Path) -> None:
+    held = torch.load(archer / "checkpoints" / "last.ckpt", weights_only=False)
+    held["rlvr"]["fingerprint"] = "another"
+    (tmp_path / "checkpoints").mkdir()
+    torch.save(held, tmp_path / "checkpoints" / "last.ckpt")
+    cfg = compose(["conf=archer", "engine=transformers", f"output_dir={tmp_path}", f"resume={tmp_path}"])
+    with pytest.raises(CheckpointError, match="was trained from another model than model.path=tiny"):
+        build_run(cfg).fit()
+    assert last_checkpoint(tmp_path).keys() == held["state_dict"].keys()
+
+
+def test_sampling_and_scoring_temperatures_must_agree(tmp_path: Path) -> None:
+    import lightning as L
+
+    cfg = compose(["conf=grpo", "engine=transformers", f"output_dir={tmp_path}"])
+    source = ModelSource()
+    cfg.rollout.temperature = 0.7
+    data = build_data(cfg, source, component(cfg, "engine"))
+    cfg.rollout.temperature = 1.0
+    trainer: Any = L.Trainer(max_epochs=1, logger=False, enable_checkpointing=False, accelerator="cpu")
+    with pytest.raises(ConfigError, match="sampling at temperature 0.7 and scoring at 1.0"):
+        trainer.fit(build_module(cfg, source), data)
+
+
+def test_a_response_longer_than_the_model_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(("fit", "conf=grpo", "engine=transformers", "rollout.max_new_tokens=512", f"output_dir={tmp_path}")) == 2
+    assert "rollout.max_new_tokens=512 leaves no room for a prompt" in capsys.readouterr().err

@@ -1,0 +1,48 @@
+"""Short real runs for the tests: the bundled model, the real engine, the real verifier."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from rlvr_lightning.config import compose
+from rlvr_lightning.run import Run, build_run
+
+SMALL = (
+    "engine=transformers",
+    "trainer.accelerator=cpu",
+    "trainer.max_epochs=2",
+    "trainer.val_every_n_epochs=2",
+    "trainer.show_every_n_epochs=0",
+    "rollout.prompts_per_epoch=8",
+    "rollout.group_size=4",
+    "rollout.eval_samples=2",
+    "task.num_held_out=4",
+)
+
+
+def fit(output_dir: Path, *overrides: str) -> Run:
+    """Train for two epochs of eight prompts, unless the overrides say otherwise."""
+    run = build_run(compose([*SMALL, *overrides, f"output_dir={output_dir}"]))
+    run.fit()
+    return run
+
+
+def weights(run: Run) -> torch.Tensor:
+    """All trained weights in a row."""
+    return torch.cat([weight.flatten() for _, weight in run.module.policy.full_weights()])
+
+
+def last_checkpoint(folder: Path) -> dict[str, torch.Tensor]:
+    """The weights of `last.ckpt`."""
+    held = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=False)
+    state: dict[str, torch.Tensor] = held["state_dict"]
+    return state
+
+
+def widest_difference(one: Path, other: Path) -> float:
+    """Between the last checkpoints of two runs."""
+    mine, theirs = last_checkpoint(one), last_checkpoint(other)
+    assert mine.keys() == theirs.keys()
+    return max(float((mine[name] - theirs[name]).abs().max()) for name in mine)
