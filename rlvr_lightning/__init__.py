@@ -37,6 +37,13 @@ _HOMES = {
     "PassAtK": "metrics",
     "TokenMeanMetric": "metrics",
     "Objective": "objective",
+    "ModelSource": "models",
+    "OptimSettings": "optim",
+    "Step": "step",
+    "TokenPartitioner": "protocols",
+    "ConstraintPolicy": "protocols",
+    "Regularizer": "protocols",
+    "VocabStatistic": "protocols",
     "Policy": "policy",
     "RLVRModule": "module",
     "RolloutDataModule": "datamodule",
@@ -45,7 +52,7 @@ _HOMES = {
     "build_run": "run",
     "compose": "config",
 }
-__all__ = ["__version__", *sorted(_HOMES)]  # noqa: PLE0604
+__all__ = ["__version__", *sorted(_HOMES)]
 
 
 def __getattr__(name: str) -> Any:

@@ -52,7 +52,19 @@ Examples
 """
 SHELLS = ("bash", "zsh", "fish")
 # Hydra's options that take a value; they must come before the overrides.
-VALUED = ("--cfg", "-c", "--package", "-p", "--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--info")
+VALUED = (
+    "--cfg",
+    "-c",
+    "--package",
+    "-p",
+    "--config-dir",
+    "-cd",
+    "--config-name",
+    "-cn",
+    "--config-path",
+    "-cp",
+    "--info",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -59,7 +59,7 @@ def experiment_override(argument: str) -> str:
 def leaf_keys(node: DictConfig, prefix: str = "") -> Iterator[str]:
     """Dotted names of all values and mappings below a node."""
     for key in node:
-        name = f"{prefix}{key}"
+        name = prefix + str(key)
         yield name
         child = node._get_node(key)
         if isinstance(child, DictConfig) and not child._is_none() and not child._is_interpolation():
@@ -88,7 +88,7 @@ def explain(error: BaseException) -> RLVRError:
             return ConfigError(f"{link.full_key} must be given: {link.full_key}=...")
     absent = re.search(r"Could not load '([\w/]+)/([\w.-]+)'", str(error))
     if absent is not None:
-        return _absent(*absent.groups(), _members(absent.group(1)))
+        return _absent(absent.group(1), absent.group(2), _members(absent.group(1)))
     if isinstance(error, ConfigCompositionException):
         return _explain_override(str(error))
     if isinstance(error, InstantiationException):
@@ -120,7 +120,7 @@ def _explain_override(text: str) -> ConfigError:
         return ConfigError(_one_line(text))
     name = key.group(1).rstrip(".")
     known: list[str] = []
-    if not GlobalHydra.instance().is_initialized() and "." in name or "/" not in name:
+    if (not GlobalHydra.instance().is_initialized() and "." in name) or "/" not in name:
         known = sorted({*leaf_keys(_default_config()), *_groups()})
     return ConfigError(f"there is no setting {name}; {nearest(name, known)}")
 

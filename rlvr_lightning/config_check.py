@@ -40,6 +40,7 @@ def check_kinds(cfg: DictConfig) -> None:
 @cache
 def _defaults() -> dict[str, dict[str, Any]]:
     held = OmegaConf.load(config_dir() / "config.yaml")
+    assert isinstance(held, DictConfig)
     return {section: dict(held[section].items()) for section in SECTIONS}
 
 

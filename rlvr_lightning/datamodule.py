@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -15,6 +16,7 @@ from rlvr_lightning.errors import ConfigError
 from rlvr_lightning.models import ModelSource
 from rlvr_lightning.module import RLVRModule
 from rlvr_lightning.protocols import AdvantageEstimator, RolloutEngine, Task, Verifier
+from rlvr_lightning.rollout.checks import check_fit, check_settings
 from rlvr_lightning.rollout.collector import Collector, RolloutReport
 from rlvr_lightning.rollout.prompts import PromptSource
 from rlvr_lightning.rollout.store import load_buffer, rollout_record, save_buffer, write_records
@@ -81,8 +83,8 @@ class RolloutDataModule(L.LightningDataModule):
         self.drop_equal_groups, self.eval_samples = drop_equal_groups, eval_samples
         self.seed, self.output_dir, self.top_p = seed, output_dir, top_p
         sampling = SamplingSpec(temperature, max_new_tokens, ())
-        self._sampling = sampling
-        self._check(advantage)
+        self.sampling = sampling
+        check_settings(self, advantage)
         self.advantage = advantage
         self.phase_listeners: list[Callable[[str], None]] = []
         self.report: dict[str, float] = {}
@@ -93,28 +95,6 @@ class RolloutDataModule(L.LightningDataModule):
         self._collector: Collector | None = None
         self._engine_started = False
 
-    def _check(self, advantage: AdvantageEstimator) -> None:
-        least = getattr(advantage, "min_group_size", 1)
-        checks = (
-            (self.group_size >= least, f"group_size must be at least {least} for this advantage", self.group_size),
-            (self.prompts_per_epoch >= 1, "prompts_per_epoch must be at least 1", self.prompts_per_epoch),
-            (
-                self.prompts_per_step >= 1 and self.prompts_per_epoch % self.prompts_per_step == 0,
-                f"prompts_per_step must divide prompts_per_epoch={self.prompts_per_epoch}",
-                self.prompts_per_step,
-            ),
-            (self.passes >= 1, "passes must be at least 1", self.passes),
-            (self._sampling.temperature > 0, "temperature must be above 0", self._sampling.temperature),
-            (self.top_p == 1, "top_p must be 1: what is scored is the whole distribution", self.top_p),
-            (self._sampling.max_new_tokens >= 1, "max_new_tokens must be at least 1", self._sampling.max_new_tokens),
-            (self.max_prompt_tokens >= 1, "max_prompt_tokens must be at least 1", self.max_prompt_tokens),
-            (self.overlong_prompts in ("skip", "error"), "overlong_prompts: skip or error", self.overlong_prompts),
-            (self.eval_samples >= 1, "eval_samples must be at least 1", self.eval_samples),
-        )
-        for holds, rule, got in checks:
-            if not holds:
-                raise ConfigError(f"rollout.{rule}; got {got}")
-
     def phase(self, name: str) -> None:
         """Tell the listeners what is going on: syncing, sampling, verifying, scoring or updating."""
         for listener in self.phase_listeners:
@@ -123,7 +103,7 @@ class RolloutDataModule(L.LightningDataModule):
     @property
     def temperature(self) -> float:
         """The sampling temperature."""
-        return self._sampling.temperature
+        return self.sampling.temperature
 
     @property
     def steps_per_epoch(self) -> int:
@@ -131,35 +111,34 @@ class RolloutDataModule(L.LightningDataModule):
         return self.prompts_per_epoch // self.prompts_per_step * self.passes
 
     @property
+    def steps(self) -> list[TokenBatch]:
+        """The optimizer steps of the epoch under way, scored; one pass over them."""
+        return self._steps
+
+    @property
     def responses_per_epoch(self) -> int:
         """Responses of a rollout phase, over all ranks."""
         return self.prompts_per_epoch * self.group_size
 
     @property
-    def _module(self) -> RLVRModule:
+    def rlvr_module(self) -> RLVRModule:
+        """The module being trained."""
         assert self.trainer is not None
         return cast(RLVRModule, self.trainer.lightning_module)
 
     @property
-    def _ranks(self) -> tuple[int, int]:
+    def ranks(self) -> tuple[int, int]:
+        """This rank, and how many there are."""
         assert self.trainer is not None
         return self.trainer.global_rank, self.trainer.world_size
 
-    def setup(self, stage: str) -> None:  # noqa: ARG002
+    def setup(self, stage: str) -> None:
         """Tokenise the task's problems. A second call does nothing.
 
         Raises:
-            ConfigError: the ranks cannot share a step evenly, or the module scores at another temperature.
+            ConfigError: trainer, module and data module do not agree, or the ranks cannot share a step evenly.
         """
-        if self._module.temperature != self.temperature:
-            raise ConfigError(
-                f"sampling at temperature {self.temperature} and scoring at {self._module.temperature} are different "
-                "policies: set rollout.temperature alone"
-            )
-        if self.prompts_per_step % self._ranks[1]:
-            raise ConfigError(
-                f"rollout.prompts_per_step={self.prompts_per_step} must be a multiple of the {self._ranks[1]} ranks"
-            )
+        check_fit(self)
         if self._collector is not None:
             return
         limits = (self._prompt_limit(), self.overlong_prompts)
@@ -171,13 +150,13 @@ class RolloutDataModule(L.LightningDataModule):
             apart = PromptSource(held_out, self.source.tokenizer, self.seed, *limits)
             self.held_out_prompts, self._longest = apart.in_order(), max(self._longest, apart.longest)
         stops = self.source.stop_token_ids()
-        self._sampling = SamplingSpec(self.temperature, self._sampling.max_new_tokens, stops)
+        self.sampling = SamplingSpec(self.temperature, self.sampling.max_new_tokens, stops)
         self._collector = Collector(
             self.source,
             self.engine,
             self.verifier,
             self.advantage,
-            self._sampling,
+            self.sampling,
             self.group_size,
             self.seed,
             self.phase,
@@ -188,27 +167,27 @@ class RolloutDataModule(L.LightningDataModule):
         positions = self.source.max_positions()
         if positions is None:
             return self.max_prompt_tokens
-        if positions <= self._sampling.max_new_tokens:
+        if positions <= self.sampling.max_new_tokens:
             raise ConfigError(
-                f"rollout.max_new_tokens={self._sampling.max_new_tokens} leaves no room for a prompt: the model has "
+                f"rollout.max_new_tokens={self.sampling.max_new_tokens} leaves no room for a prompt: the model has "
                 f"{positions} positions"
             )
-        return min(self.max_prompt_tokens, positions - self._sampling.max_new_tokens)
+        return min(self.max_prompt_tokens, positions - self.sampling.max_new_tokens)
 
     def sync_engine(self) -> None:
         """Give the engine the current policy's weights, if it has others. Every rank must call it."""
         assert self.trainer is not None
         if not self._engine_started:
-            length = self._longest + self._sampling.max_new_tokens
+            length = self._longest + self.sampling.max_new_tokens
             self.engine.start(self.source, self.trainer.strategy.root_device, length)
             self._engine_started = True
-        if self.engine.policy_version != self._module.policy_version:
+        if self.engine.policy_version != self.rlvr_module.policy_version:
             self.phase("syncing")
-            self.engine.sync(self._module.policy.full_weights(), self._module.policy_version)
+            self.engine.sync(self.rlvr_module.policy.full_weights(), self.rlvr_module.policy_version)
 
     def train_dataloader(self) -> DataLoader[TokenBatch]:
         """The epoch's optimizer steps. Draws new responses unless the buffer is this policy version's."""
-        version = self._module.policy_version
+        version = self.rlvr_module.policy_version
         epoch_under_way = 0 <= self._buffer_version < version < self._buffer_version + self.steps_per_epoch
         if epoch_under_way and not self._steps:
             self._steps, self.report = load_buffer(self._buffer_file, self._buffer_version)
@@ -224,7 +203,7 @@ class RolloutDataModule(L.LightningDataModule):
         self.sync_engine()
         if self._buffer_version != version:
             self._cursor = self._next_cursor
-        rank, world = self._ranks
+        rank, world = self.ranks
         share = self.prompts_per_step // world
         prompts = self.train_prompts.take(self._cursor, self.prompts_per_epoch)
         starts = range(rank * share, self.prompts_per_epoch, self.prompts_per_step)
@@ -232,7 +211,7 @@ class RolloutDataModule(L.LightningDataModule):
             [prompts[start : start + share] for start in starts], drop_equal_groups=self.drop_equal_groups
         )
         self.phase("scoring")
-        self._steps = [self._module.score(step, on_policy=self.steps_per_epoch == 1) for step in steps]
+        self._steps = [self.rlvr_module.score(step, on_policy=self.steps_per_epoch == 1) for step in steps]
         self._buffer_version, self._next_cursor = version, self._cursor + self.prompts_per_epoch
         self._keep(groups, report)
 
@@ -248,29 +227,31 @@ class RolloutDataModule(L.LightningDataModule):
             for rollout, row in zip(group, step.advantages, strict=True)
         ]
         gathered = [records]
-        if self._ranks[1] > 1:
-            gathered = [[] for _ in range(self._ranks[1])]
+        if self.ranks[1] > 1:
+            gathered = [[] for _ in range(self.ranks[1])]
             torch.distributed.all_gather_object(gathered, records)
-        if self._ranks[0] == 0:
-            ordered = sorted(sum(gathered, []), key=lambda record: (record["prompt_index"], record["sample"]))
+        if self.ranks[0] == 0:
+            ordered = sorted(
+                chain.from_iterable(gathered), key=lambda record: (record["prompt_index"], record["sample"])
+            )
             write_records(self.output_dir / "rollouts" / f"version_{self._buffer_version}.jsonl.gz", ordered)
         if self.steps_per_epoch > 1:
             save_buffer(self._buffer_file, self._steps, self.report, self._buffer_version)
 
     @property
     def _buffer_file(self) -> Path:
-        return (self.output_dir or Path()) / "rollouts" / f"buffer_rank_{self._ranks[0]}.pt"
+        return (self.output_dir or Path()) / "rollouts" / f"buffer_rank_{self.ranks[0]}.pt"
 
     def val_dataloader(self) -> DataLoader[list[Prompt]]:
         """This rank's share of the held-out prompts, as one batch."""
-        rank, world = self._ranks
+        rank, world = self.ranks
         mine = self.held_out_prompts[rank::world]
         return DataLoader(cast(Any, [mine] if self.held_out_prompts else []), batch_size=None)
 
     test_dataloader = val_dataloader
     predict_dataloader = val_dataloader
 
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:  # noqa: ARG002
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Tensors move; prompts are no tensors."""
         return batch.map(lambda tensor: tensor.to(device)) if isinstance(batch, TokenBatch) else batch
 

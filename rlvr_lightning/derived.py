@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from omegaconf import DictConfig
@@ -55,14 +56,19 @@ class DerivedNumbers:
 
     def show(self) -> None:
         """Print the table, on the first rank alone."""
-        from lightning.pytorch.utilities.rank_zero import rank_zero_only
+        if first_rank():
+            self._print()
 
-        if rank_zero_only.rank != 0:
-            return
+    def _print(self) -> None:
         table = Table(title=f"rlvr_lightning: {self.title}", title_justify="left", show_header=False)
         for label, value in self.rows:
             table.add_row(label, value)
         Console().print(table)
+
+
+def first_rank() -> bool:
+    """Whether this process is the first, as launchers tell it before any process group exists."""
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
 
 
 def _name(node: DictConfig) -> str:

@@ -71,7 +71,8 @@ def export_policy(policy: Policy, source: ModelSource, target: Path) -> Path:
     plain = source.load()
     missing, unexpected = plain.load_state_dict(dict(policy.full_weights()), strict=False)
     tied = {name for name in missing if name in (plain._tied_weights_keys or ())}
-    assert set(missing) == tied and not unexpected, (missing, unexpected)
+    assert set(missing) == tied, missing
+    assert not unexpected, unexpected
     plain.save_pretrained(partial)
     source.tokenizer.save_pretrained(partial)
     target.parent.mkdir(parents=True, exist_ok=True)

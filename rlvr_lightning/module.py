@@ -46,7 +46,7 @@ class RLVRModule(L.LightningModule):
         optim: of the optimizer.
         temperature: divides the logits; must be the sampling temperature.
         micro_batch_size: responses in memory at a time.
-        pass_k: k of pass@k in validation; None for all responses drawn.
+        eval_samples: k of avg@k and pass@k: responses to each held-out problem.
 
     Raises:
         ConfigError: a setting is out of range or components do not fit together.
@@ -78,6 +78,7 @@ class RLVRModule(L.LightningModule):
         )
         self.policy_version = 0
         self.epoch_metrics: dict[str, float] = {}
+        self.predictions: list[Rollout] = []
         self.baseline: dict[str, float] = {}
         self.evaluation: dict[str, float] = {}
         self.diagnostics = Diagnostics(self.objective)
@@ -118,7 +119,7 @@ class RLVRModule(L.LightningModule):
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / warmup))
         return [optimizer], [schedule]
 
-    def training_step(self, batch: TokenBatch, batch_idx: int) -> Tensor:  # noqa: ARG002
+    def training_step(self, batch: TokenBatch, batch_idx: int) -> Tensor:
         """One optimizer step: plan it, add up its micro-batches' gradients, update."""
         batch = self._without_idle_rows(batch)
         optimizer = cast(Any, self.optimizers())
@@ -171,7 +172,7 @@ class RLVRModule(L.LightningModule):
         block = getattr(self.trainer.strategy, "block_backward_sync", None)
         return block() if more_to_come and block is not None else contextlib.nullcontext()
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """After the epoch's last step gather its means: callbacks read them before `on_train_epoch_end`."""
         if self.trainer.is_last_batch:
             self.epoch_metrics = {**self._data.report, **self.diagnostics.drain()}
@@ -184,14 +185,13 @@ class RLVRModule(L.LightningModule):
         """Sample from the current weights."""
         self._data.sync_engine()
 
-    def validation_step(self, prompts: list[Prompt], batch_idx: int) -> list[Rollout]:  # noqa: ARG002
+    def validation_step(self, prompts: list[Prompt], batch_idx: int) -> None:
         """Grade `eval_samples` responses to each prompt; a response nobody could judge counts as wrong."""
         rollouts = self._data.evaluate(prompts)
         correct = [rollout.verdict is not None and rollout.verdict.correct for rollout in rollouts]
         table = torch.tensor(correct, device=self.device).view(-1, self.eval_samples)
         for metric in self.eval_metrics.values():
             cast(AvgAtK, metric).update(table)
-        return rollouts
 
     def on_validation_epoch_end(self) -> None:
         """Log avg@k and pass@k; those before the first step are the baseline."""
@@ -203,8 +203,12 @@ class RLVRModule(L.LightningModule):
         self.log_dict({f"val/{name}_at_k": value for name, value in self.evaluation.items()})
 
     on_test_epoch_start = on_predict_epoch_start = on_validation_epoch_start
-    test_step = predict_step = validation_step
+    test_step = validation_step
     on_test_epoch_end = on_validation_epoch_end
+
+    def predict_step(self, prompts: list[Prompt], batch_idx: int) -> None:
+        """Graded responses to each prompt, kept in `predictions` (Lightning's own collection takes tensors alone)."""
+        self.predictions.extend(self._data.evaluate(prompts))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what changes results and is no tensor."""

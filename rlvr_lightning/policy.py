@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from jaxtyping import Float
@@ -98,6 +98,7 @@ def _gathered(parameter: Tensor) -> Tensor:
 @torch.no_grad()
 def _lora_delta(layer: nn.Module) -> Tensor:
     """B A * scaling of a LoRA linear layer (arXiv 2106.09685), from gathered shards."""
-    (adapter,) = layer.active_adapters  # type: ignore[misc, union-attr]
-    down, up = _gathered(layer.lora_A[adapter].weight), _gathered(layer.lora_B[adapter].weight)  # type: ignore[index, union-attr]
-    return (up @ down) * layer.scaling[adapter]  # type: ignore[index]
+    tuner = cast(Any, layer)
+    (adapter,) = tuner.active_adapters
+    down, up = _gathered(tuner.lora_A[adapter].weight), _gathered(tuner.lora_B[adapter].weight)
+    return cast(Tensor, (up @ down) * tuner.scaling[adapter])

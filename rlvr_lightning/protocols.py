@@ -91,8 +91,15 @@ class VocabStatistic(Protocol):
     Two statistics with the same name are the same statistic.
     """
 
-    name: str
-    differentiable: bool
+    @property
+    def name(self) -> str:
+        """The key in `stats.statistics`."""
+        ...
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether it carries a gradient."""
+        ...
 
     def __call__(self, logprobs: Float[Tensor, "N V"], token_ids: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
         """The statistic of N tokens: `logprobs` are the log-softmax at the sampling temperature [nats]."""
@@ -106,11 +113,11 @@ class StepContext(Protocol):
         """Elementwise sum over the ranks."""
         ...
 
-    def quantile(self, values: Tensor, mask: Bool[Tensor, "..."], q: float) -> Tensor:
+    def quantile(self, values: Tensor, mask: Bool[Tensor, ...], q: float) -> Tensor:
         """The q-quantile (linear interpolation) of the masked values of the step; +inf when there are none."""
         ...
 
-    def kth_smallest(self, values: Tensor, mask: Bool[Tensor, "..."], k: int) -> Tensor:
+    def kth_smallest(self, values: Tensor, mask: Bool[Tensor, ...], k: int) -> Tensor:
         """The k-th smallest (1-based) of the masked values of the step; -inf for k = 0."""
         ...
 
@@ -160,13 +167,11 @@ class ConstraintPolicy(Component, Protocol):
             ConfigError: per-part settings do not match the parts.
         """
 
-    def plan(self, stats: TokenStats, part_ids: Int[Tensor, "B T"], step: StepContext) -> Tensor:  # noqa: ARG002
+    def plan(self, stats: TokenStats, part_ids: Int[Tensor, "B T"], step: StepContext) -> Tensor:
         """What needs the whole step (a mask, a weight per token), without gradient; rows as in `stats`."""
         return stats.loss_mask
 
-    def __call__(
-        self, stats: TokenStats, part_ids: Int[Tensor, "B T"], planned: Tensor
-    ) -> tuple[TokenTerm, ...]:
+    def __call__(self, stats: TokenStats, part_ids: Int[Tensor, "B T"], planned: Tensor) -> tuple[TokenTerm, ...]:
         """The terms of each token; the first is named `surrogate`."""
         ...
 
@@ -174,13 +179,11 @@ class ConstraintPolicy(Component, Protocol):
 class Regularizer(Component, Protocol):
     """A summand beside the surrogate."""
 
-    def plan(self, stats: TokenStats, part_ids: Int[Tensor, "B T"], step: StepContext) -> Tensor:  # noqa: ARG002
+    def plan(self, stats: TokenStats, part_ids: Int[Tensor, "B T"], step: StepContext) -> Tensor:
         """What needs the whole step (a mask, a weight per token), without gradient; rows as in `stats`."""
         return stats.loss_mask
 
-    def __call__(
-        self, stats: TokenStats, part_ids: Int[Tensor, "B T"], planned: Tensor
-    ) -> tuple[TokenTerm, ...]:
+    def __call__(self, stats: TokenStats, part_ids: Int[Tensor, "B T"], planned: Tensor) -> tuple[TokenTerm, ...]:
         """The terms of each token."""
         ...
 
@@ -188,8 +191,6 @@ class Regularizer(Component, Protocol):
 class Aggregator(Protocol):
     """Turns token terms into one number: `loss = sum(values * weights)`."""
 
-    def __call__(
-        self, mask: Bool[Tensor, "B T"], count: MaskCount
-    ) -> Float[Tensor, "B T"]:
+    def __call__(self, mask: Bool[Tensor, "B T"], count: MaskCount) -> Float[Tensor, "B T"]:
         """The weight of each token: zero outside `mask`; `count` is of the whole step over all ranks."""
         ...

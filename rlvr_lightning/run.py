@@ -6,7 +6,7 @@ import logging
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -66,6 +66,7 @@ MEANT = (
     r".*does not have many workers.*",
     r".*isinstance\(treespec, LeafSpec\).*",
     r".*torch\.distributed\.reduce_op.*",
+    r"predict returned None.*",
     r".*is_gradient_checkpointing. is deprecated.*",
     # Rollouts are kept on disk: resuming in the middle of an epoch goes on with the same ones.
     r"You're resuming from a checkpoint that ended before the epoch ended.*",
@@ -101,11 +102,16 @@ def model_source(cfg: DictConfig) -> ModelSource:
 
 def build_data(cfg: DictConfig, source: ModelSource, engine: Any) -> RolloutDataModule:
     """The data module as configured."""
-    settings = OmegaConf.to_container(cfg.rollout, resolve=True)
-    assert isinstance(settings, dict)
-    parts = [component(cfg, key) for key in ("task", "verifier", "advantage")]
+    settings = cast(dict[str, Any], OmegaConf.to_container(cfg.rollout, resolve=True))
     return RolloutDataModule(
-        source, *parts, engine, seed=cfg.seed, output_dir=Path(cfg.output_dir), **{str(k): v for k, v in settings.items()}
+        source,
+        component(cfg, "task"),
+        component(cfg, "verifier"),
+        component(cfg, "advantage"),
+        engine,
+        seed=cfg.seed,
+        output_dir=Path(cfg.output_dir),
+        **settings,
     )
 
 

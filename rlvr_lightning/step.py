@@ -30,7 +30,7 @@ class Step:
             dist.all_reduce(values)
         return values
 
-    def quantile(self, values: Tensor, mask: Bool[Tensor, "..."], q: float) -> Tensor:
+    def quantile(self, values: Tensor, mask: Bool[Tensor, ...], q: float) -> Tensor:
         """The q-quantile (linear interpolation) of the masked values of the step; +inf when there are none."""
         count = int(self.sum(mask.sum()))
         if count == 0:
@@ -40,7 +40,7 @@ class Step:
         above = self.kth_smallest(values, mask, math.ceil(position) + 1)
         return torch.lerp(below, above, position - math.floor(position))
 
-    def kth_smallest(self, values: Tensor, mask: Bool[Tensor, "..."], k: int) -> Tensor:
+    def kth_smallest(self, values: Tensor, mask: Bool[Tensor, ...], k: int) -> Tensor:
         """The k-th smallest (1-based) of the masked values of the step; -inf for k = 0.
 
         The values must be finite and number at least k in the whole step.

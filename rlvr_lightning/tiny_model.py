@@ -1,4 +1,4 @@
-"""The architecture and tokenizer of the bundled model: one token per character, a chat template, under a million weights."""
+"""Architecture and tokenizer of the bundled model: a token per character, a chat template, under a million weights."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class Entropy:
     differentiable: bool = False
     name: ClassVar[str] = "entropy"
 
-    def __call__(self, logprobs: Float[Tensor, "N V"], token_ids: Int[Tensor, " N"]) -> Float[Tensor, " N"]:  # noqa: ARG002
+    def __call__(self, logprobs: Float[Tensor, "N V"], token_ids: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
         """H = -sum_v p_v log p_v, with 0 log 0 = 0."""
         return torch.special.entr(logprobs.exp()).sum(-1) if not self.differentiable else _entropy(logprobs)
 
@@ -90,7 +90,7 @@ def token_stats(
     if len(flat_ids) <= size:
         columns = reduce(flat_hidden, flat_ids)
     else:
-        chunks = zip(flat_hidden.split(size), flat_ids.split(size), strict=True)
+        chunks = zip(torch.split(flat_hidden, size), torch.split(flat_ids, size), strict=True)
         columns = torch.cat([_checkpointed(reduce, chunk, ids) for chunk, ids in chunks], dim=1)
     names = ["logprobs", *(statistic.name for statistic in statistics)]
     full = {name: _scatter(column, mask) for name, column in zip(names, columns, strict=True)}

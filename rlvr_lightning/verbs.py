@@ -65,11 +65,10 @@ def test(cfg: DictConfig) -> None:
 def predict(cfg: DictConfig) -> None:
     """Sample responses to the held-out problems and write them with their verdicts."""
     from rlvr_lightning.rollout.store import rollout_record, write_records
-    from rlvr_lightning.types import Rollout
 
     run = _build(cfg)
-    batches = run.trainer.predict(run.module, run.data, ckpt_path=_checkpoint(cfg), weights_only=False) or []
-    rollouts: list[Rollout] = [rollout for batch in batches for rollout in batch]  # type: ignore[union-attr]
+    run.trainer.predict(run.module, run.data, ckpt_path=_checkpoint(cfg), weights_only=False, return_predictions=False)
+    rollouts = run.module.predictions
     rank = f".rank_{run.trainer.global_rank}" if run.trainer.world_size > 1 else ""
     path = run.output_dir / f"predictions{rank}.jsonl.gz"
     write_records(path, [rollout_record(rollout, 0.0) for rollout in rollouts])

@@ -45,9 +45,15 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "message"), MISTAKES, ids=lambda value: " ".join(value)[-60:] if isinstance(value, tuple) else "")
+@pytest.mark.parametrize(
+    ("arguments", "message"), MISTAKES, ids=lambda value: " ".join(value)[-60:] if isinstance(value, tuple) else ""
+)
 def test_a_mistake_gets_one_line_and_leaves_nothing(
-    arguments: tuple[str, ...], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    arguments: tuple[str, ...],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == 2
@@ -117,7 +123,9 @@ def test_compose_from_python_says_the_same() -> None:
 
 
 def test_importing_the_package_is_cheap_and_leaves_heavy_parts_out() -> None:
-    code = "import sys, rlvr_lightning; print(sorted({'torch', 'lightning', 'vllm', 'transformers'} & set(sys.modules)))"
+    code = (
+        "import sys, rlvr_lightning; print(sorted({'torch', 'lightning', 'vllm', 'transformers'} & set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

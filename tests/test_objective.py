@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import fields, replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -135,7 +136,7 @@ def test_loss_does_not_depend_on_how_the_step_is_cut(name: str, seed: int, cuts:
     plan = objective.plan(shuffled, Step())
     bounds = sorted({0, 8, *(c for c in cuts)})
     total = torch.zeros((), dtype=torch.float64)
-    for start, stop in zip(bounds, bounds[1:], strict=False):
+    for start, stop in pairwise(bounds):
         total = total + objective(rows_of(shuffled, slice(start, stop)), plan.rows(slice(start, stop))).loss
     (cut_gradient,) = torch.autograd.grad(total, stats.logprobs)
     assert math.isclose(float(total), float(whole), rel_tol=1e-9, abs_tol=1e-9)

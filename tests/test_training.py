@@ -66,7 +66,7 @@ def test_what_is_logged(archer: Path) -> None:
     assert max(logged(archer, "rollout/logprob_gap_max")) < 1e-4
     knowledge, reasoning = logged(archer, "policy/entropy/knowledge"), logged(archer, "policy/entropy/reasoning")
     assert all(low < 0.1 < high for low, high in zip(knowledge, reasoning, strict=True))
-    assert logged(archer, "policy/kl_ref/knowledge")[0] < logged(archer, "policy/kl_ref/knowledge")[-1]
+    assert 0 < logged(archer, "policy/kl_ref/reasoning")[0] < logged(archer, "policy/kl_ref/reasoning")[-1]
     for share in logged(archer, "policy/share/reasoning"):
         assert 0.19 < share < 0.27  # a tie at the threshold is reasoning
 
@@ -88,22 +88,26 @@ def test_a_resumed_run_ends_where_an_unbroken_one_does(archer: Path, tmp_path: P
 
 @pytest.mark.parametrize("variant", ["paper", "reference"])
 def test_micro_batches_change_nothing(variant: str, tmp_path: Path) -> None:
-    common = ("conf=archer_lp_reg", f"variant={variant}", "rollout.prompts_per_step=4", "regularizer.lp_reg.quantile=0.2")
+    common = (
+        "conf=archer_lp_reg",
+        f"variant={variant}",
+        "rollout.prompts_per_step=4",
+        "regularizer.lp_reg.quantile=0.2",
+    )
     runs = [fit(tmp_path / str(size), *common, f"trainer.micro_batch_size={size}") for size in (64, 5, 1)]
     start = torch.cat([weight.flatten() for _, weight in Policy(ModelSource()).full_weights()])
     whole = weights(runs[0])
-    assert (whole - start).abs().max() > 1e-4
+    moved = (whole - start).abs().mean()
+    assert moved > 1e-5
     for other in runs[1:]:
-        # Adam divides by the gradient's size, so rounding shows where a gradient is nearly nothing.
-        difference = (weights(other) - whole).abs()
-        assert difference.max() < 2e-5
-        assert difference.mean() < 1e-7
+        # float32, and Adam divides by the gradient's size: rounding shows where a gradient is nearly nothing.
+        assert (weights(other) - whole).abs().mean() < 3e-3 * moved
 
 
 def test_on_policy_needs_no_second_pass_and_has_ratio_one(tmp_path: Path) -> None:
     run = fit(tmp_path, "conf=lp_reg", "regularizer.lp_reg.quantile=0.2")
     assert run.data.steps_per_epoch == 1
-    assert all(step.old_logprobs is None and step.ref_logprobs is None for step in run.data._steps)
+    assert all(step.old_logprobs is None and step.ref_logprobs is None for step in run.data.steps)
     assert logged(tmp_path, "policy/ratio") == [1.0, 1.0]
     assert logged(tmp_path, "policy/tokens_in/lp_reg")[0] > 0
     assert run.module.policy_version == 2
@@ -116,7 +120,7 @@ def test_lora_trains_adapters_alone_and_samples_from_the_merged_weights(tmp_path
     assert all(".lora_" in name for name in trained)
     assert not run.module._reference
     # At the start adapters do nothing: the reference is the policy.
-    assert logged(tmp_path / "run", "policy/kl_ref/knowledge")[-1] > 1e-6
+    assert logged(tmp_path / "run", "policy/kl_ref/reasoning")[-1] > 1e-6
     assert max(logged(tmp_path / "run", "rollout/logprob_gap_max")) < 1e-4
     base = dict(Policy(ModelSource()).full_weights())
     merged = dict(run.module.policy.full_weights())
@@ -131,7 +135,9 @@ def test_an_exported_folder_is_the_policy(extra: tuple[str, ...], tmp_path: Path
     from transformers import AutoModelForCausalLM
 
     run = fit(tmp_path / "run", *OFF_POLICY, *extra)
-    assert main(("export", f"resume={tmp_path / 'run'}", "export.checkpoint=last", f"export.path={tmp_path / 'hf'}")) == 0
+    assert (
+        main(("export", f"resume={tmp_path / 'run'}", "export.checkpoint=last", f"export.path={tmp_path / 'hf'}")) == 0
+    )
     source = ModelSource(str(tmp_path / "hf"))
     assert source.tokenizer.chat_template == run.module.source.tokenizer.chat_template
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32)
@@ -174,11 +180,18 @@ def test_sampling_and_scoring_temperatures_must_agree(tmp_path: Path) -> None:
     cfg.rollout.temperature = 0.7
     data = build_data(cfg, source, component(cfg, "engine"))
     cfg.rollout.temperature = 1.0
-    trainer: Any = L.Trainer(max_epochs=1, logger=False, enable_checkpointing=False, accelerator="cpu")
+    trainer: Any = L.Trainer(
+        max_epochs=1, reload_dataloaders_every_n_epochs=1, logger=False, enable_checkpointing=False, accelerator="cpu"
+    )
+    stale: Any = L.Trainer(max_epochs=1, logger=False, enable_checkpointing=False, accelerator="cpu")
+    with pytest.raises(ConfigError, match="it would learn from old rollouts"):
+        stale.fit(build_module(cfg, source), data)
     with pytest.raises(ConfigError, match="sampling at temperature 0.7 and scoring at 1.0"):
         trainer.fit(build_module(cfg, source), data)
 
 
 def test_a_response_longer_than_the_model_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert main(("fit", "conf=grpo", "engine=transformers", "rollout.max_new_tokens=512", f"output_dir={tmp_path}")) == 2
+    assert (
+        main(("fit", "conf=grpo", "engine=transformers", "rollout.max_new_tokens=512", f"output_dir={tmp_path}")) == 2
+    )
     assert "rollout.max_new_tokens=512 leaves no room for a prompt" in capsys.readouterr().err

@@ -1,6 +1,6 @@
 """Group-relative advantages (GRPO, arXiv 2402.03300; without the division: Dr.GRPO, arXiv 2503.20783).
 
-    A = (R - mean) / (std + epsilon),  mean and unbiased std over the responses to one prompt
+A = (R - mean) / (std + epsilon),  mean and unbiased std over the responses to one prompt
 """
 
 from __future__ import annotations

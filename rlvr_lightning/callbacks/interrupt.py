@@ -21,7 +21,7 @@ class InterruptCallback(Callback):
         self._updating = self._pending = False
         self._previous: Any = None
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take over SIGINT, where this is the main thread and nobody ignores it."""
         cast("RolloutDataModule", trainer.datamodule).phase_listeners.append(self._on_phase)  # type: ignore[attr-defined]
         here = threading.current_thread() is threading.main_thread()
@@ -39,13 +39,17 @@ class InterruptCallback(Callback):
             raise KeyboardInterrupt
 
     def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int  # noqa: ARG002
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         """Between two steps is the moment; all ranks stop at the same one."""
         if trainer.strategy.reduce_boolean_decision(self._pending, all=False):
             raise KeyboardInterrupt
 
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:  # noqa: ARG002
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Give SIGINT back."""
         if self._previous is not None:
             signal.signal(signal.SIGINT, self._previous)

@@ -36,7 +36,7 @@ class ProvenanceCallback(Callback):
     def __init__(self, folder: Path, config: str) -> None:
         self.folder, self.config = folder, config
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write both."""
         if trainer.is_global_zero:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -71,7 +71,7 @@ class CurvesCallback(Callback):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draw what the loggers have written."""
         if trainer.is_global_zero:
             for logger in trainer.loggers:

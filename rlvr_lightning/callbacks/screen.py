@@ -43,7 +43,7 @@ class ScreenCallback(Callback):
         self._phase, self._line = "starting", ""
         self._started = self._epoch_started = time.perf_counter()
 
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:  # noqa: ARG002
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Listen to the data module's phases."""
         if trainer.is_global_zero:
             cast("RolloutDataModule", trainer.datamodule).phase_listeners.append(self._on_phase)  # type: ignore[attr-defined]
@@ -56,7 +56,7 @@ class ScreenCallback(Callback):
         if self._progress is not None:
             self._progress.update(self._progress.task_ids[0], phase=self._phase, numbers=self._line)
 
-    def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
+    def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Open the live line."""
         self._open(trainer)
 
@@ -102,7 +102,9 @@ class ScreenCallback(Callback):
         """One line for each validation."""
         if trainer.is_global_zero and not trainer.sanity_checking and trainer.state.fn == "fit":
             evaluation = cast("RLVRModule", pl_module).evaluation
-            self.console.print(f"held-out after epoch {trainer.current_epoch + 1}: {_accuracies(evaluation, pl_module)}")
+            self.console.print(
+                f"held-out after epoch {trainer.current_epoch + 1}: {_accuracies(evaluation, pl_module)}"
+            )
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """The table of before and after."""
@@ -112,7 +114,7 @@ class ScreenCallback(Callback):
             self.console.print(_summary(cast("RLVRModule", pl_module)))
             self.console.print(f"trained for {minutes} min {seconds:02d} s")
 
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:  # noqa: ARG002
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Leave the terminal as it was."""
         self._close()
 

@@ -1,6 +1,6 @@
 """The surrogate Lp-Reg is added to (arXiv 2510.03222): importance ratios capped from above, without a lower clip.
 
-    paper: -clip(r, 0, U) A;    reference code: max(-r A, -clip(r, 0, U) A)
+paper: -clip(r, 0, U) A;    reference code: max(-r A, -clip(r, 0, U) A)
 """
 
 from __future__ import annotations
@@ -37,7 +37,10 @@ class CappedRatio(ConstraintPolicy):
         self.max_ratio, self.variant = max_ratio, variant
 
     def __call__(
-        self, stats: TokenStats, part_ids: Int[Tensor, "B T"], planned: Tensor  # noqa: ARG002
+        self,
+        stats: TokenStats,
+        part_ids: Int[Tensor, "B T"],
+        planned: Tensor,
     ) -> tuple[TokenTerm, ...]:
         """The surrogate."""
         r = ratio(stats.logprobs, stats.old_logprobs)

@@ -1,6 +1,6 @@
 """Clipped surrogate and reference KL with settings per part (Archer, arXiv 2507.15778; one part: GRPO, DAPO).
 
-    -min(r A, clip(r, 1 - low, 1 + high) A) + beta KL,  and for A < 0 at most -dual_clip A
+-min(r A, clip(r, 1 - low, 1 + high) A) + beta KL,  and for A < 0 at most -dual_clip A
 """
 
 from __future__ import annotations
@@ -76,14 +76,17 @@ class ClipKL(ConstraintPolicy):
         coef = self.settings["kl_coef"]
         return any(coef.values()) if isinstance(coef, Mapping) else coef > 0
 
-    def _per_token(self, name: str, part_ids: Int[Tensor, "B T"], like: Tensor) -> Float[Tensor, "..."]:
+    def _per_token(self, name: str, part_ids: Int[Tensor, "B T"], like: Tensor) -> Float[Tensor, ...]:
         setting = self.settings[name]
         if isinstance(setting, Mapping):
             return like.new_tensor([setting[part] for part in self._parts])[part_ids]
         return like.new_tensor(setting)
 
     def __call__(
-        self, stats: TokenStats, part_ids: Int[Tensor, "B T"], planned: Tensor  # noqa: ARG002
+        self,
+        stats: TokenStats,
+        part_ids: Int[Tensor, "B T"],
+        planned: Tensor,
     ) -> tuple[TokenTerm, ...]:
         """Surrogate, then KL."""
         low, high = (self._per_token(name, part_ids, stats.logprobs) for name in ("clip_low", "clip_high"))

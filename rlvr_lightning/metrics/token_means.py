@@ -49,13 +49,18 @@ class TokenMeans(torch.nn.ModuleDict):
 
     def add(self, name: str, values: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> None:
         """Add the masked tokens to one mean."""
-        self[_key(name)].update(values, mask)
+        self._metric(name).update(values, mask)
+
+    def _metric(self, name: str) -> TokenMeanMetric:
+        metric = self[_key(name)]
+        assert isinstance(metric, TokenMeanMetric)
+        return metric
 
     def drain(self) -> dict[str, float]:
         """The means that saw a token, over all ranks; then start anew. Every rank must call it."""
         means = {}
         for name in self._names:
-            metric = self[_key(name)]
+            metric = self._metric(name)
             # A rank that saw nothing still takes part in the sum, without a warning.
             metric.update(torch.zeros(0, 0), torch.zeros(0, 0, dtype=torch.bool))
             value = float(metric.compute())

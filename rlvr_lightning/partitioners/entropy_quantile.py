@@ -1,6 +1,6 @@
 """Reasoning and knowledge tokens by entropy (Archer, arXiv 2507.15778).
 
-    tau_i = Quantile(H of response i, rho);   reasoning where H >= tau_i, knowledge below
+tau_i = Quantile(H of response i, rho);   reasoning where H >= tau_i, knowledge below
 """
 
 from __future__ import annotations

@@ -18,6 +18,6 @@ class SinglePart(TokenPartitioner):
         """`all`."""
         return ("all",)
 
-    def __call__(self, stats: TokenStats, step: StepContext) -> Int[Tensor, "B T"]:  # noqa: ARG002
+    def __call__(self, stats: TokenStats, step: StepContext) -> Int[Tensor, "B T"]:
         """Zeros."""
         return torch.zeros_like(stats.loss_mask, dtype=torch.long)

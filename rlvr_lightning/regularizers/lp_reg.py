@@ -1,7 +1,7 @@
 """Low-probability regularization: shield reasoning sparks (Lp-Reg, arXiv 2510.03222).
 
-    pi_proxy(v) ~ pi(v) 1[pi(v) > tau],  tau = kappa max_v pi(v), or fixed
-    beta 1[p_t < delta_rho, pi_proxy(o_t) > 0, A < 0] KL(pi_proxy || pi)_t
+pi_proxy(v) ~ pi(v) 1[pi(v) > tau],  tau = kappa max_v pi(v), or fixed
+beta 1[p_t < delta_rho, pi_proxy(o_t) > 0, A < 0] KL(pi_proxy || pi)_t
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class LpReg(Regularizer):
         """Paper: the policy at the rollout; reference code: the current probabilities."""
         return "rollout" if self.variant == "paper" else "update"
 
-    def plan(self, stats: TokenStats, part_ids: Int[Tensor, "B T"], step: StepContext) -> Tensor:  # noqa: ARG002
+    def plan(self, stats: TokenStats, part_ids: Int[Tensor, "B T"], step: StepContext) -> Tensor:
         """The sparks: tokens the term acts on."""
         logprobs, proxy = stats.at(self.plans_on).logprobs, stats.old_statistics[self.proxy.name]
         negative = stats.loss_mask & (stats.advantages < 0)
@@ -83,7 +83,10 @@ class LpReg(Regularizer):
         return negative & (logprobs <= step.kth_smallest(logprobs, negative, count)) & (logprobs < proxy)
 
     def __call__(
-        self, stats: TokenStats, part_ids: Int[Tensor, "B T"], planned: Tensor  # noqa: ARG002
+        self,
+        stats: TokenStats,
+        part_ids: Int[Tensor, "B T"],
+        planned: Tensor,
     ) -> tuple[TokenTerm, ...]:
         """The penalty on the sparks; in the reference form they also leave the clipped surrogate."""
         if self.variant == "paper":

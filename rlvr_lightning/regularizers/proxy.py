@@ -50,7 +50,7 @@ class ProxyKL:
     differentiable: ClassVar[bool] = True
     name: ClassVar[str] = "proxy_kl"
 
-    def __call__(self, logprobs: Float[Tensor, "N V"], token_ids: Int[Tensor, " N"]) -> Float[Tensor, " N"]:  # noqa: ARG002
+    def __call__(self, logprobs: Float[Tensor, "N V"], token_ids: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
         """sum_v pi_proxy(v) (log pi_proxy(v) - log pi(v))."""
         fixed = logprobs.detach()
         keep = kept_tokens(fixed, self.threshold, self.kind, inclusive=False)

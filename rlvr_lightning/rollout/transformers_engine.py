@@ -37,7 +37,7 @@ class SeededSampler:
         self.uniforms = torch.stack(draws).to(device)
         self.logprobs: list[Float[Tensor, " B"]] = []
 
-    def __call__(self, input_ids: Int[Tensor, "B L"], scores: Float[Tensor, "B V"]) -> Float[Tensor, "B V"]:  # noqa: ARG002
+    def __call__(self, input_ids: Int[Tensor, "B L"], scores: Float[Tensor, "B V"]) -> Float[Tensor, "B V"]:
         """Inverse transform sampling: the first token whose cumulative probability exceeds the uniform number."""
         logprobs = torch.log_softmax(scores.float() / self.temperature, dim=-1)
         cumulative = logprobs.double().exp().cumsum(-1)
@@ -65,7 +65,7 @@ class TransformersEngine:
         self._model: PreTrainedModel | None = None
         self._pad = 0
 
-    def start(self, source: ModelSource, device: torch.device, max_length: int) -> None:  # noqa: ARG002
+    def start(self, source: ModelSource, device: torch.device, max_length: int) -> None:
         """Load the model's own copy."""
         self._model = source.load().to(device).requires_grad_(False).eval()
         self._pad = int(source.tokenizer.pad_token_id)

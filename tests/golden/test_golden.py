@@ -100,9 +100,7 @@ def test_archer(path: Path) -> None:
 
     objective = Objective(
         EntropyQuantile(meta["quantile"], variant="reference"),
-        ClipKL(
-            per_part("clip", 0), per_part("clip", 1), meta["dual_clip"], per_part("kl_coef"), variant="reference"
-        ),
+        ClipKL(per_part("clip", 0), per_part("clip", 1), meta["dual_clip"], per_part("kl_coef"), variant="reference"),
         {},
         AGGREGATORS[meta["aggregation"]],
     )

@@ -29,7 +29,9 @@ def problem(text: str, answer: str = "1") -> Problem:
 def rollout(prompt: tuple[int, ...], response: tuple[int, ...], reward: float | None, logprob: float = -0.5) -> Rollout:
     verdict = None if reward is None else Verdict(reward, reward == 1.0, "x")
     generation = Generation(response, (logprob,) * len(response), "stop")
-    return Rollout(Prompt(problem("1+1="), prompt, 0), 0, generation, "text", 3, verdict, None if verdict else "Boom: x")
+    return Rollout(
+        Prompt(problem("1+1="), prompt, 0), 0, generation, "text", 3, verdict, None if verdict else "Boom: x"
+    )
 
 
 def test_prompt_order_is_a_permutation_of_every_turn_and_of_the_seed() -> None:
@@ -60,7 +62,10 @@ def test_the_chat_template_is_applied_once() -> None:
 
 
 def test_seeds_differ_by_every_part() -> None:
-    seeds = {derived_seed(*parts) for parts in ((0, "train", 1, 2), (1, "train", 1, 2), (0, "held-out", 1, 2), (0, "train", 2, 1))}
+    seeds = {
+        derived_seed(*parts)
+        for parts in ((0, "train", 1, 2), (1, "train", 1, 2), (0, "held-out", 1, 2), (0, "train", 2, 1))
+    }
     assert len(seeds) == 4
     assert all(0 <= seed < 2**31 for seed in seeds)
 
@@ -103,7 +108,9 @@ def test_what_carries_no_weight() -> None:
 
 
 def test_buffer_comes_back_as_it_was(tmp_path: Path) -> None:
-    batch = make_batch([rollout((2,), (7, 1), 1.0), rollout((2,), (8, 1), 0.0)], 2, GroupRelative(), 0, drop_equal_groups=True)
+    batch = make_batch(
+        [rollout((2,), (7, 1), 1.0), rollout((2,), (8, 1), 0.0)], 2, GroupRelative(), 0, drop_equal_groups=True
+    )
     save_buffer(tmp_path / "b.pt", [batch], {"reward/mean": 0.5}, 6)
     (loaded,), report = load_buffer(tmp_path / "b.pt", 6)
     assert report == {"reward/mean": 0.5}

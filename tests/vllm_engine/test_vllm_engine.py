@@ -1,0 +1,90 @@
+"""Real vLLM in this process, on whatever device there is."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from training import SMALL
+
+from rlvr_lightning.models import ModelSource
+from rlvr_lightning.policy import Policy
+from rlvr_lightning.rollout.vllm_engine import VLLMEngine, vllm_installed
+from rlvr_lightning.types import GenerationRequest, SamplingSpec
+
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.slow,
+    pytest.mark.skipif(not vllm_installed(), reason="vllm is not installed: nox -s vllm installs it"),
+]
+SOURCE = ModelSource()
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+PROMPTS = [tuple(SOURCE.tokenizer(f"<user>{text}<assistant>")["input_ids"]) for text in ("1+2+3+4=", "19+17+1-4=")]
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[VLLMEngine]:
+    engine = VLLMEngine(max_num_seqs=16)
+    engine.start(SOURCE, DEVICE, 96)
+    yield engine
+    engine.close()
+    engine.close()
+
+
+@torch.no_grad()
+def widest_gap(engine: VLLMEngine, policy: Policy, temperature: float = 1.0) -> float:
+    requests = [GenerationRequest(prompt, seed) for seed, prompt in enumerate(PROMPTS * 4)]
+    sampling = SamplingSpec(temperature, 40, SOURCE.stop_token_ids())
+    gaps = []
+    for request, drawn in zip(requests, engine.generate(requests, sampling), strict=True):
+        logits = policy.causal_lm(torch.tensor([request.token_ids + drawn.token_ids])).logits
+        scored = torch.log_softmax(logits[0, len(request.token_ids) - 1 : -1] / temperature, -1)
+        chosen = scored.gather(-1, torch.tensor(drawn.token_ids).unsqueeze(-1)).squeeze(-1)
+        gaps.append(float((chosen - torch.tensor(drawn.logprobs)).abs().max()))
+        assert drawn.finish_reason == ("stop" if drawn.token_ids[-1] in SOURCE.stop_token_ids() else "length")
+    return max(gaps)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_logprobs_agree_with_the_trainers_weight_by_weight(engine: VLLMEngine, temperature: float) -> None:
+    policy = Policy(SOURCE)
+    engine.sync(policy.full_weights(), 0)
+    assert widest_gap(engine, policy, temperature) < 1e-4
+    for name, parameter in policy.causal_lm.named_parameters():
+        if "layers." in name and "layers.2." not in name:
+            continue
+        with torch.no_grad():
+            noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+            parameter.add_(0.2 * parameter.abs().mean() * noise)
+        stale = widest_gap(engine, policy, temperature)
+        engine.sync(policy.full_weights(), 1)
+        assert engine.policy_version == 1
+        # A weight that is passed over (as a tied output layer once was) leaves the gap as it was.
+        assert widest_gap(engine, policy, temperature) < 1e-4 < stale, name
+
+
+def test_seeds_make_responses_repeatable(engine: VLLMEngine) -> None:
+    engine.sync(Policy(SOURCE).full_weights(), 2)
+    requests = [GenerationRequest(PROMPTS[0], seed) for seed in (5, 5, 6)]
+    sampling = SamplingSpec(1.0, 40, SOURCE.stop_token_ids())
+    first, second = (engine.generate(requests, sampling) for _ in range(2))
+    assert [g.token_ids for g in first] == [g.token_ids for g in second]
+    assert first[0].token_ids == first[1].token_ids != first[2].token_ids
+
+
+def test_a_run_with_vllm_learns_from_what_vllm_drew(tmp_path: Path) -> None:
+    overrides = ["conf=archer", "rollout.prompts_per_step=4", "engine=vllm", f"output_dir={tmp_path}"]
+    small = [item for item in SMALL if not item.startswith("engine=")]
+    command = [sys.executable, "-m", "rlvr_lightning", "fit", *small, *overrides, "trainer.max_epochs=3"]
+    subprocess.run(command, check=True, timeout=400)
+    with (tmp_path / "logs" / "version_0" / "metrics.csv").open() as lines:
+        gaps = [
+            float(row["rollout/logprob_gap_max"]) for row in csv.DictReader(lines) if row["rollout/logprob_gap_max"]
+        ]
+    assert len(gaps) == 3
+    assert max(gaps) < 1e-4
