@@ -12,6 +12,9 @@ nox.options.reuse_existing_virtualenvs = True
 # Packages vLLM's CPU build brings along that were compiled for another torch and break its imports.
 MISBUILT = ("torchvision", "torchaudio", "torchcodec")
 
+# Tests in which tensors flow.
+SHAPED = ("tests/golden", "tests/rollout", "tests/test_objective.py", "tests/test_token_stats.py", "tests/test_step.py")
+
 
 @nox.session
 def lint(session: nox.Session) -> None:
@@ -30,10 +33,11 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """The fast tests, shapes checked at run time."""
+    """The fast tests; those of the objective and the data flow once more with every annotated shape checked."""
     session.install("-e", ".[dev,datasets]")
-    shapes = "--jaxtyping-packages=rlvr_lightning,beartype.beartype"
-    session.run("pytest", "-m", "not slow", shapes, *session.posargs)
+    shapes = "--jaxtyping-packages=rlvr_lightning,shapes.checker"
+    session.run("pytest", "-q", "-m", "not slow", shapes, *SHAPED)
+    session.run("pytest", "-m", "not slow", *session.posargs)
 
 
 @nox.session

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -31,7 +32,7 @@ def load_policy(source: ModelSource, checkpoint: Path) -> Policy:
     return policy
 
 
-def read_checkpoint(checkpoint: Path) -> dict[str, dict[str, torch.Tensor]]:
+def read_checkpoint(checkpoint: Path) -> dict[str, Any]:
     """A checkpoint file's content.
 
     Raises:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from rlvr_lightning.models import ModelSource
 
 
+@runtime_checkable
 class Task(Protocol):
     """Where problems come from."""
 
@@ -41,6 +42,7 @@ class Task(Protocol):
         ...
 
 
+@runtime_checkable
 class Verifier(Protocol):
     """Says whether a response is right."""
 
@@ -53,6 +55,7 @@ class Verifier(Protocol):
         ...
 
 
+@runtime_checkable
 class AdvantageEstimator(Protocol):
     """Turns the rewards of a group into advantages."""
 
@@ -61,6 +64,7 @@ class AdvantageEstimator(Protocol):
         ...
 
 
+@runtime_checkable
 class RolloutEngine(Protocol):
     """Draws responses from a copy of the policy."""
 
@@ -106,6 +110,7 @@ class VocabStatistic(Protocol):
         ...
 
 
+@runtime_checkable
 class StepContext(Protocol):
     """The whole optimizer step over all ranks, for those who choose tokens: nothing is gathered to one rank."""
 
@@ -122,6 +127,7 @@ class StepContext(Protocol):
         ...
 
 
+@runtime_checkable
 class Component(Protocol):
     """What partitioners, constraints and regularizers share."""
 
@@ -144,6 +150,7 @@ class Component(Protocol):
         return None
 
 
+@runtime_checkable
 class TokenPartitioner(Component, Protocol):
     """Splits response tokens into named parts."""
 
@@ -157,6 +164,7 @@ class TokenPartitioner(Component, Protocol):
         ...
 
 
+@runtime_checkable
 class ConstraintPolicy(Component, Protocol):
     """The policy-gradient surrogate and what holds it back: clip ranges and reference KL, per part."""
 
@@ -176,6 +184,7 @@ class ConstraintPolicy(Component, Protocol):
         ...
 
 
+@runtime_checkable
 class Regularizer(Component, Protocol):
     """A summand beside the surrogate."""
 
@@ -188,6 +197,7 @@ class Regularizer(Component, Protocol):
         ...
 
 
+@runtime_checkable
 class Aggregator(Protocol):
     """Turns token terms into one number: `loss = sum(values * weights)`."""
 
