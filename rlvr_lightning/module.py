@@ -81,6 +81,7 @@ class RLVRModule(L.LightningModule):
         self.predictions: list[Rollout] = []
         self.baseline: dict[str, float] = {}
         self.evaluation: dict[str, float] = {}
+        self.evaluated_version = -1
         self.diagnostics = Diagnostics(self.objective)
         self.eval_metrics = torch.nn.ModuleDict({"avg": AvgAtK(eval_samples), "pass": PassAtK(eval_samples)})
         self.eval_samples = eval_samples
@@ -198,6 +199,7 @@ class RLVRModule(L.LightningModule):
         self.evaluation = {name: float(cast(AvgAtK, m).compute()) for name, m in self.eval_metrics.items()}
         for metric in self.eval_metrics.values():
             cast(AvgAtK, metric).reset()
+        self.evaluated_version = self.policy_version
         if self.policy_version == 0:
             self.baseline = dict(self.evaluation)
         self.log_dict({f"val/{name}_at_k": value for name, value in self.evaluation.items()})

@@ -12,10 +12,11 @@ import lightning as L
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 
+from rlvr_lightning.callbacks.checkpoints import LastCheckpoint, best_checkpoint
 from rlvr_lightning.callbacks.interrupt import InterruptCallback
 from rlvr_lightning.callbacks.outputs import CurvesCallback, ProvenanceCallback
 from rlvr_lightning.callbacks.screen import ScreenCallback
@@ -56,6 +57,8 @@ class Run:
             checkpoint = checkpoint_path(self.output_dir, "last")
             read_checkpoint(checkpoint)  # a corrupt or foreign one is found out before anything is set up
         self.trainer.fit(self.module, self.data, ckpt_path=checkpoint, weights_only=False)
+        if self.module.evaluated_version != self.module.policy_version:
+            self.trainer.validate(self.module, self.data, verbose=False)
 
 
 # Warnings of libraries about what is meant: no dropout to switch on, values reduced over ranks before they are logged,
@@ -159,25 +162,14 @@ def build_run(cfg: DictConfig, callbacks: list[Callback] | None = None) -> Run:
 def default_callbacks(cfg: DictConfig) -> list[Callback]:
     """Screen, checkpoints and outputs."""
     folder = Path(cfg.output_dir)
-    checkpoints, every = folder / "checkpoints", cfg.trainer.val_every_n_epochs
-    last = ModelCheckpoint(
-        checkpoints,
-        "last",
-        every_n_epochs=every,
-        save_on_train_epoch_end=True,
-        save_on_exception=True,
-        enable_version_counter=False,
-    )
-    best = ModelCheckpoint(
-        checkpoints, "best", monitor="val/avg_at_k", mode="max", save_weights_only=False, enable_version_counter=False
-    )
+    checkpoints = folder / "checkpoints"
     return [
         InterruptCallback(),
         ScreenCallback(cfg.trainer.show_every_n_epochs),
         ProvenanceCallback(folder, OmegaConf.to_yaml(cfg, resolve=True)),
         CurvesCallback(folder),
-        last,
-        best,
+        LastCheckpoint(checkpoints, cfg.trainer.val_every_n_epochs),
+        best_checkpoint(checkpoints),
     ]
 
 

@@ -86,6 +86,16 @@ def test_a_resumed_run_ends_where_an_unbroken_one_does(archer: Path, tmp_path: P
     assert logged(tmp_path, "reward/mean") == pytest.approx(logged(archer, "reward/mean"))
 
 
+def test_a_run_of_odd_length_ends_with_a_checkpoint_and_a_measurement(
+    archer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = fit(tmp_path, *OFF_POLICY, "trainer.max_epochs=3")
+    assert run.module.evaluated_version == 12
+    assert capsys.readouterr().out.count("held-out accuracy") == 1
+    assert main(("fit", f"resume={tmp_path}", "trainer.max_epochs=4")) == 0
+    assert widest_difference(archer, tmp_path) == 0
+
+
 @pytest.mark.parametrize("variant", ["paper", "reference"])
 def test_micro_batches_change_nothing(variant: str, tmp_path: Path) -> None:
     common = (

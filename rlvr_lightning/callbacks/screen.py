@@ -42,6 +42,7 @@ class ScreenCallback(Callback):
         self._progress: Progress | None = None
         self._phase, self._line = "starting", ""
         self._started = self._epoch_started = time.perf_counter()
+        self._fitted = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Listen to the data module's phases."""
@@ -100,6 +101,8 @@ class ScreenCallback(Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """One line for each validation."""
+        if trainer.is_global_zero and trainer.state.fn == "validate" and self._fitted:
+            self.console.print(_summary(cast("RLVRModule", pl_module)))
         if trainer.is_global_zero and not trainer.sanity_checking and trainer.state.fn == "fit":
             evaluation = cast("RLVRModule", pl_module).evaluation
             self.console.print(
@@ -109,9 +112,12 @@ class ScreenCallback(Callback):
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """The table of before and after."""
         self._close()
+        self._fitted = True
         if trainer.is_global_zero:
+            module = cast("RLVRModule", pl_module)
+            if module.evaluated_version == module.policy_version:
+                self.console.print(_summary(module))
             minutes, seconds = divmod(int(time.perf_counter() - self._started), 60)
-            self.console.print(_summary(cast("RLVRModule", pl_module)))
             self.console.print(f"trained for {minutes} min {seconds:02d} s")
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:

@@ -43,9 +43,12 @@ def test_two_ranks_are_one_process(strategy: str, alone: Path, tmp_path: Path) -
     one, two = losses(alone), losses(tmp_path)
     for name, values in one.items():
         assert len(values) == 2
-        assert two[name] == pytest.approx(values, rel=2e-4, abs=2e-8), name
+        assert two[name][0] == pytest.approx(values[0], rel=2e-5, abs=2e-8), name
+    # Then Adam divides rounding by small gradients, and a token may fall on the other side of a threshold.
+    assert two["reward/mean"] == one["reward/mean"]
+    assert two["policy/loss/surrogate"][1] == pytest.approx(one["policy/loss/surrogate"][1], rel=2e-3, abs=2e-7)
     assert one["policy/loss/lp_reg"][0] > 0
-    assert widest_difference(alone, tmp_path) < 2e-4 if strategy == "ddp" else True
+    assert widest_difference(alone, tmp_path) < 2e-4
     again = (f"resume={tmp_path}", "trainer.max_epochs=3")
     subprocess.run([sys.executable, "-m", "rlvr_lightning", "fit", *again], check=True, timeout=300)
     assert (tmp_path / "rollouts" / "version_4.jsonl.gz").exists()
