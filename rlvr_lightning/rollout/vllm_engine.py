@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from rlvr_lightning.models import ModelSource
 
 
+# Prompt tokens computed at a time on the CPU; a prompt is never cut, so at least the longest one's.
+CPU_BATCHED_TOKENS = 4096
+
+
 def vllm_installed() -> bool:
     """Whether vLLM could be imported, without importing it."""
     found = find_spec("vllm")
@@ -81,6 +85,9 @@ class VLLMEngine:
             enforce_eager=self.enforce_eager or device.type == "cpu",
             gpu_memory_utilization=self.gpu_memory_utilization,
             disable_log_stats=True,
+            # A prompt cut in two takes back a draw of its seeded generator, which generators on the CPU cannot do.
+            enable_chunked_prefill=not self._on_cpu,
+            max_num_batched_tokens=max(max_length, CPU_BATCHED_TOKENS) if self._on_cpu else None,
             # After the temperature: the log-probabilities the tokens were drawn with.
             logprobs_mode="processed_logprobs",
         )

@@ -77,6 +77,17 @@ def test_seeds_make_responses_repeatable(engine: VLLMEngine) -> None:
     assert first[0].token_ids == first[1].token_ids != first[2].token_ids
 
 
+def test_more_prompt_tokens_than_fit_one_pass_are_never_cut(engine: VLLMEngine) -> None:
+    engine.sync(Policy(SOURCE).full_weights(), 3)
+    # 100 prompts of 82 tokens: twice what is computed at a time.
+    long = tuple(SOURCE.tokenizer("<user>" + "1+2+" * 20 + "<assistant>")["input_ids"])
+    assert len(long) == 82
+    requests = [GenerationRequest((*long[:-1], 4 + seed % 10, long[-1]), seed) for seed in range(100)]
+    drawn = engine.generate(requests, SamplingSpec(1.0, 8, SOURCE.stop_token_ids()))
+    alone = engine.generate(requests[70:71], SamplingSpec(1.0, 8, SOURCE.stop_token_ids()))
+    assert drawn[70].token_ids == alone[0].token_ids
+
+
 def test_a_run_with_vllm_learns_from_what_vllm_drew(tmp_path: Path) -> None:
     overrides = ["conf=archer", "rollout.prompts_per_step=4", "engine=vllm", f"output_dir={tmp_path}"]
     small = [item for item in SMALL if not item.startswith("engine=")]
