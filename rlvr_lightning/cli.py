@@ -178,11 +178,17 @@ def _compose_and_run(verb: Callable[[DictConfig], None], name: str, arguments: S
 def _settled(cfg: DictConfig) -> Any:
     """All interpolations resolved; a resumed run's own configuration instead of today's."""
     from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
     from omegaconf import OmegaConf
 
     from rlvr_lightning.config import resumed
 
     OmegaConf.resolve(cfg)
+    hydra = HydraConfig.get()
+    if hydra.mode == RunMode.MULTIRUN:
+        # The runs of a sweep would share a time stamp: each gets the folder Hydra made for it.
+        given = any(override.startswith("output_dir=") for override in hydra.overrides.task)
+        cfg.output_dir = f"{cfg.output_dir}/{hydra.sweep.subdir}" if given else hydra.runtime.output_dir
     if OmegaConf.select(cfg, "resume") is None:
         return cfg
-    return resumed(cfg, HydraConfig.get().overrides.task)
+    return resumed(cfg, hydra.overrides.task)

@@ -139,6 +139,9 @@ class RolloutDataModule(L.LightningDataModule):
             ConfigError: trainer, module and data module do not agree, or the ranks cannot share a step evenly.
         """
         check_fit(self)
+        assert self.trainer is not None
+        # Ranks compose their configuration a moment apart: the folder's time stamp is the first one's.
+        self.output_dir = self.trainer.strategy.broadcast(self.output_dir)
         if self._collector is not None:
             return
         limits = (self._prompt_limit(), self.overlong_prompts)
