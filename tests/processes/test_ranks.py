@@ -15,7 +15,13 @@ from training import SMALL, widest_difference
 
 pytestmark = pytest.mark.slow
 
-COMMON = (*SMALL, "conf=archer_lp_reg", "rollout.prompts_per_step=4", "regularizer.lp_reg.quantile=0.2")
+COMMON = (
+    *SMALL,
+    "conf=archer_lp_reg",
+    "rollout.prompts_per_step=4",
+    "regularizer.lp_reg.quantile=0.2",
+    "trainer.micro_batch_size=3",
+)
 
 
 def command(*overrides: str) -> list[str]:
