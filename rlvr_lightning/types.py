@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -278,8 +277,3 @@ class StepPlan:
             choices={key: value[rows] for key, value in self.choices.items()},
             masks={key: value[rows] for key, value in self.masks.items()},
         )
-
-
-def empty_like_rows(batch: TokenBatch) -> TokenBatch:
-    """A batch of the same shape in which no token carries weight."""
-    return replace(batch, loss_mask=torch.zeros_like(batch.loss_mask))
