@@ -63,7 +63,14 @@ def test_two_ranks_are_one_process(strategy: str, alone: Path, tmp_path: Path) -
 def interrupted(folder: Path, epochs: int, delay: float) -> str:
     """Start a run, press Ctrl-C `delay` seconds after its second epoch, and wait."""
     arguments = command(f"output_dir={folder}", f"trainer.max_epochs={epochs}")
-    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    # Started in the background of a shell, the tests themselves may ignore SIGINT, and children inherit that.
+    process = subprocess.Popen(
+        arguments,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert process.stdout is not None
     seen = ""
     for line in process.stdout:
