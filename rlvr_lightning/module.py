@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import lightning as L
 import torch
 from torch import Tensor
+from torchmetrics import SumMetric
 
 from rlvr_lightning.aggregators import SequenceMeanTokenMean
 from rlvr_lightning.constraints.clip_kl import ClipKL
@@ -85,6 +86,8 @@ class RLVRModule(L.LightningModule):
         self.diagnostics = Diagnostics(self.objective)
         self.eval_metrics = torch.nn.ModuleDict({"avg": AvgAtK(eval_samples), "pass": PassAtK(eval_samples)})
         self.eval_samples = eval_samples
+        self.eval_errors = SumMetric()
+        self.num_unjudged = 0
         self.policy: Policy
         # Outside the module tree: the frozen reference is no state of the run, its folder is.
         self._reference: list[Policy] = []
@@ -187,8 +190,9 @@ class RLVRModule(L.LightningModule):
         self._data.sync_engine()
 
     def validation_step(self, prompts: list[Prompt], batch_idx: int) -> None:
-        """Grade `eval_samples` responses to each prompt; a response nobody could judge counts as wrong."""
+        """Grade `eval_samples` responses to each prompt; one without a verdict is not right, and is counted apart."""
         rollouts = self._data.evaluate(prompts)
+        self.eval_errors.update(sum(rollout.verdict is None for rollout in rollouts))
         correct = [rollout.verdict is not None and rollout.verdict.correct for rollout in rollouts]
         table = torch.tensor(correct, device=self.device).view(-1, self.eval_samples)
         for metric in self.eval_metrics.values():
@@ -202,7 +206,10 @@ class RLVRModule(L.LightningModule):
         self.evaluated_version = self.policy_version
         if self.policy_version == 0:
             self.baseline = dict(self.evaluation)
+        self.num_unjudged = int(self.eval_errors.compute())
+        self.eval_errors.reset()
         self.log_dict({f"val/{name}_at_k": value for name, value in self.evaluation.items()})
+        self.log("val/verifier_errors", float(self.num_unjudged))
 
     on_test_epoch_start = on_predict_epoch_start = on_validation_epoch_start
     test_step = validation_step

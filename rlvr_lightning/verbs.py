@@ -42,7 +42,11 @@ def fit(cfg: DictConfig) -> None:
     except SystemExit as end:  # Lightning's way out of Ctrl-C, after the checkpoint is written
         if not run.trainer.interrupted:
             raise
-        Console().print(f"interrupted; go on with: fit resume={run.output_dir}", soft_wrap=True)
+        resumable = (run.output_dir / "checkpoints" / "last.ckpt").exists()
+        ending = (
+            f"; go on with: fit resume={run.output_dir}" if resumable else " before training began: nothing is lost"
+        )
+        Console().print(f"interrupted{ending}", soft_wrap=True)
         raise SystemExit(INTERRUPTED) from end
     if run.trainer.is_global_zero:
         Console().print(f"outputs: {run.output_dir}", soft_wrap=True)

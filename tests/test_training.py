@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from training import fit, last_checkpoint, weights, widest_difference
+from training import SMALL, fit, last_checkpoint, weights, widest_difference
 
 from rlvr_lightning.cli import main
 from rlvr_lightning.config import compose
@@ -19,6 +19,8 @@ from rlvr_lightning.metrics import AvgAtK
 from rlvr_lightning.models import ModelSource
 from rlvr_lightning.policy import Policy
 from rlvr_lightning.run import build_data, build_module, build_run, component
+from rlvr_lightning.types import Problem, Verdict
+from rlvr_lightning.verifiers.exact import ExactVerifier
 
 OFF_POLICY = ("conf=archer", "rollout.prompts_per_step=4", "rollout.passes=2")
 
@@ -169,6 +171,36 @@ def test_validate_test_and_predict_agree(archer: Path, capsys: pytest.CaptureFix
     metric = AvgAtK(2)
     metric.update(torch.tensor([row["correct"] for row in rows]).view(-1, 2))
     assert f"{float(metric.compute()):.4f}" in shown[0]
+
+
+class Moody:
+    """Judges like the exact verifier, but fails on every answer that ends in an odd digit."""
+
+    def __call__(self, response: str, problem: Problem) -> Verdict:
+        if response[-1:] in set("13579"):
+            raise RuntimeError("no mood for odd answers")
+        return ExactVerifier()(response, problem)
+
+
+def test_a_failing_verifier_is_counted_and_named_and_gives_no_reward(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = build_run(
+        compose([*SMALL, *OFF_POLICY, f"output_dir={tmp_path}", "trainer.max_epochs=1", "trainer.val_every_n_epochs=1"])
+    )
+    run.data.verifier = Moody()
+    run.fit()
+    with gzip.open(tmp_path / "rollouts" / "version_0.jsonl.gz", "rt") as file:
+        rows = [json.loads(line) for line in file]
+    failed = [row for row in rows if row["response"][-1:] in set("13579")]
+    assert 0 < len(failed) < len(rows)
+    assert all(row["reward"] is None and row["advantage"] == 0 for row in failed)
+    assert logged(tmp_path, "verifier/errors") == logged(tmp_path, "rollout/dropped") == [len(failed)]
+    rewards = [row["reward"] for row in rows if row["reward"] is not None]
+    assert logged(tmp_path, "reward/mean")[0] == pytest.approx(sum(rewards) / len(rewards))
+    assert logged(tmp_path, "val/verifier_errors") == [run.module.num_unjudged]
+    assert run.module.num_unjudged > 0
+    assert f"{run.module.num_unjudged} responses without a verdict" in capsys.readouterr().out
 
 
 def test_a_foreign_checkpoint_is_refused(archer: Path, tmp_path: Path) -> None:

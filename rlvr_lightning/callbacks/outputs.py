@@ -17,7 +17,7 @@ import rlvr_lightning
 PACKAGES = ("lightning", "torch", "transformers", "vllm", "hydra-core", "torchmetrics", "peft", "math-verify")
 PANELS = (
     ("reward", ("reward/",), "reward"),
-    ("accuracy", ("rollout/accuracy", "val/"), "probability"),
+    ("accuracy", ("rollout/accuracy", "val/avg_at_k", "val/pass_at_k"), "probability"),
     ("entropy", ("policy/entropy/",), "nats"),
     ("clip fraction", ("policy/clip_frac/",), "share of tokens"),
     ("KL", ("policy/kl_ref/", "policy/kl_old"), "nats"),

@@ -131,7 +131,8 @@ class ScreenCallback(Callback):
 
 
 def _accuracies(values: dict[str, float], module: Any) -> str:
-    return f"avg@{module.eval_samples} {values['avg']:.3f}, pass@{module.eval_samples} {values['pass']:.3f}"
+    unjudged = f", {module.num_unjudged} responses without a verdict" if module.num_unjudged else ""
+    return f"avg@{module.eval_samples} {values['avg']:.3f}, pass@{module.eval_samples} {values['pass']:.3f}{unjudged}"
 
 
 def _numbers(module: RLVRModule, seconds: float) -> str:
