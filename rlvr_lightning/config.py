@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import ConfigCompositionException, HydraException, InstantiationException, MissingConfigException
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
@@ -92,10 +94,19 @@ def explain(error: BaseException) -> RLVRError:
     if isinstance(error, ConfigCompositionException):
         return _explain_override(str(error))
     if isinstance(error, InstantiationException):
-        key = re.search(r"full_key: (\S+)", str(error))
-        where = f"{key.group(1)}: " if key else ""
-        return ConfigError(where + _one_line(str(chain[-1])))
+        return _explain_construction(str(error), str(chain[-1]))
     return ConfigError(_one_line(str(error)))
+
+
+def _explain_construction(text: str, cause: str) -> ConfigError:
+    key = re.search(r"full_key: (\S+)", text)
+    where = key.group(1) if key else "a component"
+    unknown = re.search(r"unexpected keyword argument '(\w+)'", cause)
+    target = re.search(r"target '([\w.]+)'", text)
+    if unknown is None or target is None:
+        return ConfigError(f"{where}: {_one_line(cause)}")
+    known = list(inspect.signature(get_object(target.group(1))).parameters)
+    return ConfigError(f"there is no setting {where}.{unknown.group(1)}; {nearest(unknown.group(1), known)}")
 
 
 def _absent(group: str, name: str, members: Sequence[str]) -> ConfigError:

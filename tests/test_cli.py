@@ -25,6 +25,10 @@ MISTAKES = [
     ((*FIT, "partitioner.quantil=0.9"), "there is no setting partitioner.quantil; did you mean partitioner.quantile"),
     ((*FIT, "quantile=0.9"), "there is no setting quantile; did you mean partitioner.quantile"),
     ((*FIT, "regularizer=[lp_rg]"), "there is no regularizer=lp_rg; did you mean lp_reg?"),
+    (
+        (*FIT, "regularizer=[lp_reg]", "+regularizer.lp_reg.treshold=0.1"),
+        "there is no setting regularizer.lp_reg.treshold; did you mean threshold or threshold_kind?",
+    ),
     ((*FIT, "partitioner.quantile=1.2"), "EntropyQuantile.quantile must be in (0, 1); got 1.2"),
     ((*FIT, "partitioner=single"), "constraint.clip_low is set for the parts knowledge, reasoning"),
     ((*FIT, "trainer.max_epochs=many"), "trainer.max_epochs must be a whole number; got 'many'"),
