@@ -13,20 +13,23 @@ from rlvr_lightning.types import MaskCount
 
 
 class TokenMean:
-    """Every token weighs the same: sum over tokens / their number in the step (DAPO, arXiv 2503.14476, eq. 8)."""
+    """Every token weighs the same: sum over tokens / their number in the step (DAPO, arXiv 2503.14476)."""
 
-    def __call__(self, mask: Bool[Tensor, "B T"], count: MaskCount) -> Float[Tensor, "B T"]:
+    def __call__(
+        self, mask: Bool[Tensor, "B T"], lengths: Float[Tensor, "B T"], count: MaskCount
+    ) -> Float[Tensor, "B T"]:
         """1 / tokens of the step."""
         return mask.to(count.tokens.dtype) / count.tokens.clamp(min=1)
 
 
 class SequenceMeanTokenMean:
-    """Every response weighs the same: mean over responses of token means (GRPO, arXiv 2402.03300, eq. 3)."""
+    """Every response weighs the same: mean over responses of token means (GRPO, arXiv 2402.03300)."""
 
-    def __call__(self, mask: Bool[Tensor, "B T"], count: MaskCount) -> Float[Tensor, "B T"]:
+    def __call__(
+        self, mask: Bool[Tensor, "B T"], lengths: Float[Tensor, "B T"], count: MaskCount
+    ) -> Float[Tensor, "B T"]:
         """1 / (responses of the step * tokens of the response)."""
-        lengths = mask.sum(-1, keepdim=True).clamp(min=1)
-        return mask.to(count.rows.dtype) / (lengths * count.rows.clamp(min=1))
+        return mask.to(count.rows.dtype) / (lengths.clamp(min=1) * count.rows.clamp(min=1))
 
 
 class SequenceMeanTokenSum:
@@ -44,6 +47,8 @@ class SequenceMeanTokenSum:
             raise ConfigError(f"SequenceMeanTokenSum.length must be above 0; got {length}")
         self.length = length
 
-    def __call__(self, mask: Bool[Tensor, "B T"], count: MaskCount) -> Float[Tensor, "B T"]:
+    def __call__(
+        self, mask: Bool[Tensor, "B T"], lengths: Float[Tensor, "B T"], count: MaskCount
+    ) -> Float[Tensor, "B T"]:
         """1 / (responses of the step * length)."""
         return mask.to(count.rows.dtype) / (count.rows.clamp(min=1) * self.length)

@@ -25,7 +25,7 @@ from rlvr_lightning.objective import Objective
 from rlvr_lightning.optim import OptimSettings
 from rlvr_lightning.partitioners.single import SinglePart
 from rlvr_lightning.policy import Policy
-from rlvr_lightning.protocols import Aggregator, ConstraintPolicy, Regularizer, TokenPartitioner
+from rlvr_lightning.protocols import Aggregator, ConstraintPolicy, Correction, Regularizer, TokenPartitioner
 from rlvr_lightning.scoring import Scorer
 from rlvr_lightning.step import Step
 from rlvr_lightning.strategies.sharding import shard
@@ -44,6 +44,7 @@ class RLVRModule(L.LightningModule):
         constraint: surrogate and KL per part; `ClipKL` by default.
         regularizers: further terms by name.
         aggregator: token terms to one number; mean over responses of token means by default.
+        correction: weighs the surrogate for the gap between engine and trainer; none by default.
         optim: of the optimizer.
         temperature: divides the logits; must be the sampling temperature.
         micro_batch_size: responses in memory at a time.
@@ -60,6 +61,7 @@ class RLVRModule(L.LightningModule):
         constraint: ConstraintPolicy | None = None,
         regularizers: Mapping[str, Regularizer] | None = None,
         aggregator: Aggregator | None = None,
+        correction: Correction | None = None,
         optim: OptimSettings | None = None,
         temperature: float = 1.0,
         micro_batch_size: int = 64,
@@ -76,6 +78,7 @@ class RLVRModule(L.LightningModule):
             constraint or ClipKL(),
             regularizers or {},
             aggregator or SequenceMeanTokenMean(),
+            correction,
         )
         self.policy_version = 0
         self.epoch_metrics: dict[str, float] = {}

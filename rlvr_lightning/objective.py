@@ -1,4 +1,4 @@
-"""The whole loss: partition, constrain, regularize, aggregate.
+"""The whole loss: partition, constrain, regularize, correct, aggregate.
 
     loss = sum over terms, sum over tokens of  value_t * weight_t
 
@@ -15,17 +15,19 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from rlvr_lightning.errors import ConfigError
+from rlvr_lightning.composition import check_composition
 from rlvr_lightning.protocols import (
     Aggregator,
     Component,
     ConstraintPolicy,
+    Correction,
     Regularizer,
     StepContext,
     TokenPartitioner,
     VocabStatistic,
 )
-from rlvr_lightning.token_stats import Entropy, merge_statistics
+from rlvr_lightning.responses import count_responses, response_lengths
+from rlvr_lightning.token_stats import Entropy, EntropyFlow, merge_statistics
 from rlvr_lightning.types import MaskCount, StepPlan, TokenStats, TokenTerm, When
 
 
@@ -52,9 +54,10 @@ class Objective:
         constraint: surrogate and KL per part.
         regularizers: further summands, by the name they are logged under.
         aggregator: token terms to one number.
+        correction: weighs the surrogate for the gap between engine and trainer; None leaves it as it is.
 
     Raises:
-        ConfigError: the constraint's per-part settings do not match the partitioner's parts.
+        ConfigError: the components do not fit together.
     """
 
     def __init__(
@@ -63,11 +66,11 @@ class Objective:
         constraint: ConstraintPolicy,
         regularizers: Mapping[str, Regularizer],
         aggregator: Aggregator,
+        correction: Correction | None = None,
     ) -> None:
         self.partitioner, self.constraint, self.aggregator = partitioner, constraint, aggregator
-        self.regularizers = dict(regularizers)
-        if len(set(partitioner.parts)) != len(partitioner.parts) or not partitioner.parts:
-            raise ConfigError(f"partitioner parts must be distinct names; got {partitioner.parts}")
+        self.regularizers, self.correction = dict(regularizers), correction
+        check_composition(partitioner, constraint, self.regularizers, correction)
         constraint.bind(partitioner.parts)
 
     @property
@@ -76,13 +79,18 @@ class Objective:
 
     @property
     def requires(self) -> tuple[VocabStatistic, ...]:
-        """Statistics to compute; the entropy always is, for the logs."""
-        return merge_statistics([Entropy(), *(s for part in self._components for s in part.requires)])
+        """Statistics to compute; entropy and its first-order flow always are, for the logs."""
+        return merge_statistics([Entropy(), EntropyFlow(), *(s for part in self._components for s in part.requires)])
 
     @property
     def requires_ref(self) -> bool:
         """Whether reference log-probabilities are needed."""
         return any(part.requires_ref for part in self._components)
+
+    @property
+    def on_policy_only(self) -> bool:
+        """Whether some component makes sense only with one optimizer step a rollout phase."""
+        return any(part.on_policy_only for part in self._components)
 
     @property
     def plans_on(self) -> When | None:
@@ -102,8 +110,8 @@ class Objective:
             choices[name] = regularizer.plan(stats, part_ids, step)
             if choices[name].dtype == torch.bool:
                 masks[name] = choices[name] & stats.loss_mask
-        rows = stats.loss_mask.any(-1).sum()
-        totals = step.sum(torch.stack([rows, *(mask.sum() for mask in masks.values())]).to(torch.float64))
+        responses = count_responses(stats.loss_mask, stats.segments)
+        totals = step.sum(torch.stack([responses, *(mask.sum() for mask in masks.values())]).to(torch.float64))
         counts = {name: MaskCount(total, totals[0]) for name, total in zip(masks, totals[1:], strict=True)}
         return StepPlan(part_ids, choices, masks, counts)
 
@@ -114,14 +122,26 @@ class Objective:
             others.extend(regularizer(stats, plan.part_ids, plan.choices[name]))
         replaced = [term.replaces for term in others if term.replaces is not None]
         taken = torch.stack(replaced).any(0) if replaced else torch.zeros_like(stats.loss_mask)
-        values = {"surrogate": self._aggregate(surrogate, plan, ~taken)}
+        weights = None if self.correction is None else self.correction(stats)
+        values = {"surrogate": self._aggregate(surrogate, stats, plan, keep=~taken, weights=weights)}
         for term in others:
-            values[term.name] = self._aggregate(term, plan, torch.ones_like(taken))
+            weighed = None if term.replaces is None else weights
+            values[term.name] = self._aggregate(term, stats, plan, weights=weighed)
         loss = torch.stack(list(values.values())).sum()
         return LossOutput(loss, {name: value.detach() for name, value in values.items()}, surrogate.clipped)
 
-    def _aggregate(self, term: TokenTerm, plan: StepPlan, keep: Bool[Tensor, "B T"]) -> Float[Tensor, ""]:
+    def _aggregate(
+        self,
+        term: TokenTerm,
+        stats: TokenStats,
+        plan: StepPlan,
+        *,
+        keep: Bool[Tensor, "B T"] | None = None,
+        weights: Float[Tensor, "B T"] | None = None,
+    ) -> Float[Tensor, ""]:
         mask = plan.masks[term.over]
-        weights = self.aggregator(mask, plan.counts[term.over]).to(term.values.dtype)
+        lengths = response_lengths(mask, stats.segments)
+        shares = self.aggregator(mask, lengths, plan.counts[term.over]).to(term.values.dtype)
+        values = term.values if weights is None else term.values * weights
         # where, not a product: a masked position may hold anything, and 0 * inf is not 0.
-        return (torch.where(mask & keep, term.values, 0.0) * weights).sum()
+        return (torch.where(mask if keep is None else mask & keep, values, 0.0) * shares).sum()

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from rlvr_lightning.protocols import VocabStatistic
-from rlvr_lightning.token_stats import token_stats
+from rlvr_lightning.token_stats import Statistics, token_stats
 from rlvr_lightning.types import TokenBatch
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Policy(nn.Module):
 
     def forward(
         self, batch: TokenBatch, temperature: float, statistics: Sequence[VocabStatistic] = ()
-    ) -> tuple[Float[Tensor, "B T"], dict[str, Float[Tensor, "B T"]]]:
+    ) -> tuple[Float[Tensor, "B T"], Statistics]:
         """Log-probabilities of the response tokens that carry weight, and the statistics [nats]."""
         positions = (batch.attention_mask.cumsum(-1) - 1).clamp(min=0)
         hidden = self.causal_lm.get_decoder()(
@@ -63,7 +63,9 @@ class Policy(nn.Module):
         # The state before a token scores it.
         scoring = hidden[:, -length - 1 : -1]
         head = self.causal_lm.get_output_embeddings()
-        return token_stats(scoring, batch.response_ids, batch.loss_mask, head, temperature, statistics)
+        return token_stats(
+            scoring, batch.response_ids, batch.loss_mask, head, temperature, statistics, batch.old_statistics
+        )
 
     @contextlib.contextmanager
     def adapters_off(self) -> Iterator[None]:

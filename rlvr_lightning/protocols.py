@@ -6,11 +6,11 @@ Each Protocol is one constructor argument of `RLVRModule` or `RolloutDataModule`
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from rlvr_lightning.types import (
@@ -105,8 +105,25 @@ class VocabStatistic(Protocol):
         """Whether it carries a gradient."""
         ...
 
-    def __call__(self, logprobs: Float[Tensor, "N V"], token_ids: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
-        """The statistic of N tokens: `logprobs` are the log-softmax at the sampling temperature [nats]."""
+    @property
+    def of(self) -> tuple[When, ...]:
+        """The policies it is computed of: at the start of the update (`rollout`), the current one (`update`)."""
+        ...
+
+    def __call__(
+        self,
+        logprobs: Float[Tensor, "N V"],
+        token_ids: Int[Tensor, " N"],
+        old: Mapping[str, Shaped[Tensor, "N ..."]],
+    ) -> Shaped[Tensor, "N ..."]:
+        """The statistic of N tokens.
+
+        Args:
+            logprobs: log-softmax at the sampling temperature [nats].
+            token_ids: the sampled tokens.
+            old: the same tokens' statistics of the policy at the start of the update; empty where the update is
+                on-policy, and when that policy itself is asked.
+        """
         ...
 
 
@@ -142,6 +159,11 @@ class Component(Protocol):
         return False
 
     @property
+    def on_policy_only(self) -> bool:
+        """Whether it makes sense only with one optimizer step a rollout phase."""
+        return False
+
+    @property
     def plans_on(self) -> When | None:
         """The policy whose statistics the choice of tokens reads: `rollout` (old), `update` (current) or None.
 
@@ -168,6 +190,11 @@ class TokenPartitioner(Component, Protocol):
 class ConstraintPolicy(Component, Protocol):
     """The policy-gradient surrogate and what holds it back: clip ranges and reference KL, per part."""
 
+    @property
+    def per_response(self) -> bool:
+        """Whether a response has one ratio: single tokens can then be neither left out nor weighed."""
+        return False
+
     def bind(self, parts: tuple[str, ...]) -> None:
         """Check the settings against the partitioner's parts, once, when the run is built.
 
@@ -188,6 +215,11 @@ class ConstraintPolicy(Component, Protocol):
 class Regularizer(Component, Protocol):
     """A summand beside the surrogate."""
 
+    @property
+    def replaces_surrogate(self) -> bool:
+        """Whether some of its terms take the place of single tokens' surrogate."""
+        return False
+
     def plan(self, stats: TokenStats, part_ids: Int[Tensor, "B T"], step: StepContext) -> Tensor:
         """What needs the whole step (a mask, a weight per token), without gradient; rows as in `stats`."""
         return stats.loss_mask
@@ -198,9 +230,26 @@ class Regularizer(Component, Protocol):
 
 
 @runtime_checkable
+class Correction(Protocol):
+    """Weighs the surrogate for what lies between the engine's policy and the one the update starts from."""
+
+    def __call__(self, stats: TokenStats) -> Float[Tensor, "B T"]:
+        """A weight for each token's surrogate, without gradient."""
+        ...
+
+
+@runtime_checkable
 class Aggregator(Protocol):
     """Turns token terms into one number: `loss = sum(values * weights)`."""
 
-    def __call__(self, mask: Bool[Tensor, "B T"], count: MaskCount) -> Float[Tensor, "B T"]:
-        """The weight of each token: zero outside `mask`; `count` is of the whole step over all ranks."""
+    def __call__(
+        self, mask: Bool[Tensor, "B T"], lengths: Float[Tensor, "B T"], count: MaskCount
+    ) -> Float[Tensor, "B T"]:
+        """The weight of each token: zero outside `mask`.
+
+        Args:
+            mask: the tokens a term is averaged over.
+            lengths: how many of them each token's response has.
+            count: their numbers in the whole step over all ranks.
+        """
         ...

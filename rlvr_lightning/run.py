@@ -126,6 +126,7 @@ def build_module(cfg: DictConfig, source: ModelSource) -> RLVRModule:
         component(cfg, "constraint"),
         {name: component(cfg.regularizer, name) for name in cfg.regularizer or {}},
         component(cfg, "aggregator"),
+        component(cfg, "correction") if cfg.correction else None,
         OptimSettings(
             cfg.optim.lr, cfg.optim.weight_decay, tuple(cfg.optim.betas), cfg.optim.warmup_steps, cfg.optim.grad_clip
         ),

@@ -10,7 +10,7 @@ from torch import Tensor
 from rlvr_lightning.objective import Objective
 from rlvr_lightning.policy import Policy
 from rlvr_lightning.protocols import StepContext, VocabStatistic
-from rlvr_lightning.types import StepPlan, TokenBatch, TokenStats
+from rlvr_lightning.types import StepPlan, TokenBatch, TokenStats, When
 
 
 class Scorer:
@@ -32,14 +32,14 @@ class Scorer:
 
     def stats(self, micro: TokenBatch) -> TokenStats:
         """The current policy's statistics with a gradient; on-policy they are the old ones too."""
-        logprobs, statistics = self.policy(micro, self.temperature, self.objective.requires)
+        logprobs, statistics = self.policy(micro, self.temperature, self._required("update"))
         return self._assemble(micro, logprobs, statistics)
 
     def plan_ahead(self, batch: TokenBatch, step: StepContext) -> StepPlan:
         """The plan of a step of several micro-batches, with a pass of its own only where a component needs one."""
         on_policy = batch.old_logprobs is None
         if self.objective.plans_on == "update" or (self.objective.plans_on == "rollout" and on_policy):
-            logprobs, statistics = self._forward(self.policy, batch, self.objective.requires)
+            logprobs, statistics = self._forward(self.policy, batch, self._required("update"))
         elif batch.old_logprobs is not None:
             logprobs, statistics = batch.old_logprobs, batch.old_statistics
         else:  # nobody reads them
@@ -50,7 +50,7 @@ class Scorer:
         """Add old and reference log-probabilities [nats] where they are needed; the result stays on the CPU."""
         there = batch.map(lambda tensor: tensor.to(device))
         if not on_policy:
-            old_logprobs, old_statistics = self._forward(self.policy, there, self.objective.requires)
+            old_logprobs, old_statistics = self._forward(self.policy, there, self._required("rollout"))
             there = replace(there, old_logprobs=old_logprobs, old_statistics=old_statistics)
         if self.objective.requires_ref and self.reference is not None:
             there = replace(there, ref_logprobs=self._forward(self.reference.to(device), there)[0])
@@ -58,6 +58,9 @@ class Scorer:
             with self.policy.adapters_off():
                 there = replace(there, ref_logprobs=self._forward(self.policy, there)[0])
         return there.map(lambda tensor: tensor.cpu())
+
+    def _required(self, when: When) -> tuple[VocabStatistic, ...]:
+        return tuple(statistic for statistic in self.objective.requires if when in statistic.of)
 
     @torch.no_grad()
     def _forward(
@@ -80,4 +83,6 @@ class Scorer:
             ref_logprobs=batch.ref_logprobs,
             statistics=statistics,
             old_statistics=frozen if on_policy else batch.old_statistics,
+            noise=batch.noise,
+            segments=batch.segments,
         )

@@ -6,16 +6,20 @@ again in the backward pass). What no component requires is not computed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from rlvr_lightning.protocols import VocabStatistic
+from rlvr_lightning.types import When
+
+Statistics = dict[str, Shaped[Tensor, "B T ..."]]
+Old = Mapping[str, Shaped[Tensor, "N ..."]]
 
 # Logits held at a time: 2**25 numbers, 128 MiB in float32.
 CHUNK_ELEMENTS = 2**25
@@ -31,8 +35,9 @@ class Entropy:
 
     differentiable: bool = False
     name: ClassVar[str] = "entropy"
+    of: ClassVar[tuple[When, ...]] = ("rollout", "update")
 
-    def __call__(self, logprobs: Float[Tensor, "N V"], token_ids: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
+    def __call__(self, logprobs: Float[Tensor, "N V"], token_ids: Int[Tensor, " N"], old: Old) -> Float[Tensor, " N"]:
         """H = -sum_v p_v log p_v, with 0 log 0 = 0."""
         return torch.special.entr(logprobs.exp()).sum(-1) if not self.differentiable else _entropy(logprobs)
 
@@ -40,6 +45,26 @@ class Entropy:
 def _entropy(logprobs: Float[Tensor, "N V"]) -> Float[Tensor, " N"]:
     # entr has an infinite slope at p = 0; in logarithms the gradient stays finite.
     return -(logprobs.exp() * logprobs.clamp(min=-1e4)).sum(-1)
+
+
+@dataclass(frozen=True)
+class EntropyFlow:
+    """What the entropy loses, to first order, when the sampled token's logit gradient is followed (arXiv 2605.11491).
+
+    With phi_v = p_v (log p_v + H), whose sign-changed value is dH / dlogit_v, a step along A d log p_o / dlogit changes
+    the entropy by -A (phi_o - sum_v p_v phi_v): the statistic is the bracket [nats per unit of step and advantage].
+    """
+
+    differentiable: ClassVar[bool] = False
+    name: ClassVar[str] = "entropy_flow"
+    of: ClassVar[tuple[When, ...]] = ("update",)
+
+    def __call__(self, logprobs: Float[Tensor, "N V"], token_ids: Int[Tensor, " N"], old: Old) -> Float[Tensor, " N"]:
+        """phi_o - sum_v p_v phi_v."""
+        probs = logprobs.exp()
+        phi = probs * (logprobs.clamp(min=-1e4) + _entropy(logprobs).unsqueeze(-1))
+        sampled = phi.gather(-1, token_ids.unsqueeze(-1)).squeeze(-1)
+        return sampled - (probs * phi).sum(-1)
 
 
 def merge_statistics(required: Sequence[VocabStatistic]) -> tuple[VocabStatistic, ...]:
@@ -59,8 +84,9 @@ def token_stats(
     head: Callable[[Tensor], Tensor],
     temperature: float,
     statistics: Sequence[VocabStatistic] = (),
+    old: Mapping[str, Shaped[Tensor, "B T ..."]] | None = None,
     chunk_elements: int = CHUNK_ELEMENTS,
-) -> tuple[Float[Tensor, "B T"], dict[str, Float[Tensor, "B T"]]]:
+) -> tuple[Float[Tensor, "B T"], Statistics]:
     """Log-probabilities of the tokens and the required statistics.
 
     Args:
@@ -70,28 +96,31 @@ def token_stats(
         head: hidden states to logits.
         temperature: divides the logits.
         statistics: what to compute besides the log-probability.
+        old: statistics of the same tokens under the policy at the start of the update, for those that read them.
         chunk_elements: logits held at a time.
 
     Returns:
         Log-probabilities [nats], and each statistic by name. At least float32, whatever the model's dtype.
     """
-    flat_hidden, flat_ids = hidden[mask], token_ids[mask]
+    tokens = (hidden[mask], token_ids[mask], *(values[mask] for values in (old or {}).values()))
 
-    def reduce(chunk: Float[Tensor, "N H"], ids: Int[Tensor, " N"]) -> Float[Tensor, "K N"]:
+    def reduce(chunk: Float[Tensor, "N H"], ids: Int[Tensor, " N"], *held: Tensor) -> tuple[Tensor, ...]:
         logits = head(chunk)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         logprobs = torch.log_softmax(logits / temperature, dim=-1)
-        rows = [logprobs.gather(-1, ids.unsqueeze(-1)).squeeze(-1)]
+        results = [logprobs.gather(-1, ids.unsqueeze(-1)).squeeze(-1)]
+        before = dict(zip(old or {}, held, strict=True))
         for statistic in statistics:
-            rows.append(statistic(logprobs if statistic.differentiable else logprobs.detach(), ids))
-        return torch.stack(rows)
+            results.append(statistic(logprobs if statistic.differentiable else logprobs.detach(), ids, before))
+        return tuple(results)
 
-    size = max(1, chunk_elements // vocabulary_size(head, flat_hidden))
-    if len(flat_ids) <= size:
-        columns = reduce(flat_hidden, flat_ids)
+    size = max(1, chunk_elements // vocabulary_size(head, tokens[0]))
+    if len(tokens[0]) <= size:
+        columns = reduce(*tokens)
     else:
-        chunks = zip(torch.split(flat_hidden, size), torch.split(flat_ids, size), strict=True)
-        columns = torch.cat([_checkpointed(reduce, chunk, ids) for chunk, ids in chunks], dim=1)
+        chunks = zip(*(torch.split(values, size) for values in tokens), strict=True)
+        parts = [_checkpointed(reduce, chunk) for chunk in chunks]
+        columns = tuple(torch.cat(column) for column in zip(*parts, strict=True))
     names = ["logprobs", *(statistic.name for statistic in statistics)]
     full = {name: _scatter(column, mask) for name, column in zip(names, columns, strict=True)}
     return full.pop("logprobs"), full
@@ -103,13 +132,15 @@ def vocabulary_size(head: Callable[[Tensor], Tensor], hidden: Tensor) -> int:
     return int(weight.shape[0]) if isinstance(weight, Tensor) else int(head(hidden[:1]).shape[-1])
 
 
-def _checkpointed(function: Callable[[Tensor, Tensor], Tensor], chunk: Tensor, ids: Tensor) -> Tensor:
+def _checkpointed(function: Callable[..., tuple[Tensor, ...]], chunk: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     if not torch.is_grad_enabled():
-        return function(chunk, ids)
-    result = checkpoint(function, chunk, ids, use_reentrant=False)
-    assert isinstance(result, Tensor)
+        return function(*chunk)
+    result = checkpoint(function, *chunk, use_reentrant=False)
+    assert isinstance(result, tuple)
     return result
 
 
-def _scatter(values: Float[Tensor, " N"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"]:
-    return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(mask, values)
+def _scatter(values: Shaped[Tensor, "N ..."], mask: Bool[Tensor, "B T"]) -> Shaped[Tensor, "B T ..."]:
+    shape = (*mask.shape, *values.shape[1:])
+    spread = mask.view(*mask.shape, *[1] * (values.dim() - 1)).expand(shape)
+    return torch.zeros(shape, dtype=values.dtype, device=values.device).masked_scatter(spread, values)

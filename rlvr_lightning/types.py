@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 Message = dict[str, str]
@@ -133,7 +133,11 @@ class TokenBatch:
         rollout_logprobs: of the sampled tokens under the engine's policy [nats].
         old_logprobs: under the policy at the start of the update [nats]; None when the update is on-policy.
         ref_logprobs: under the frozen reference [nats]; None when no component needs them.
-        old_statistics: vocabulary statistics under the policy at the start of the update, by name.
+        old_statistics: vocabulary statistics under the policy at the start of the update, by name; some have several
+            numbers a token.
+        noise: a uniform random number in [0, 1) for each token, made from the run's seed, the prompt and the sample:
+            choosing at random then does not depend on how a step is cut. None where no one draws.
+        segments: in a packed batch, which response of its row a token belongs to; None where a row is one response.
     """
 
     input_ids: Int[Tensor, "B L"]
@@ -143,7 +147,9 @@ class TokenBatch:
     rollout_logprobs: Float[Tensor, "B T"]
     old_logprobs: Float[Tensor, "B T"] | None = None
     ref_logprobs: Float[Tensor, "B T"] | None = None
-    old_statistics: dict[str, Float[Tensor, "B T"]] = field(default_factory=dict)
+    old_statistics: dict[str, Shaped[Tensor, "B T ..."]] = field(default_factory=dict)
+    noise: Float[Tensor, "B T"] | None = None
+    segments: Int[Tensor, "B T"] | None = None
 
     @property
     def num_rows(self) -> int:
@@ -182,7 +188,7 @@ class PolicyView:
     """What one policy says of the sampled tokens."""
 
     logprobs: Float[Tensor, "B T"]
-    statistics: Mapping[str, Float[Tensor, "B T"]]
+    statistics: Mapping[str, Shaped[Tensor, "B T ..."]]
 
 
 @dataclass(frozen=True)
@@ -198,6 +204,8 @@ class TokenStats:
         ref_logprobs: under the frozen reference [nats], or None when nobody requires them.
         statistics: values per token named by the components' `requires`, under the current policy.
         old_statistics: the same under the policy at the start of the update.
+        noise: a uniform random number in [0, 1) for each token, or None.
+        segments: in a packed batch, which response of its row a token belongs to (`responses.py` reduces over it).
     """
 
     logprobs: Float[Tensor, "B T"]
@@ -206,8 +214,10 @@ class TokenStats:
     loss_mask: Bool[Tensor, "B T"]
     rollout_logprobs: Float[Tensor, "B T"] | None = None
     ref_logprobs: Float[Tensor, "B T"] | None = None
-    statistics: Mapping[str, Float[Tensor, "B T"]] = field(default_factory=dict)
-    old_statistics: Mapping[str, Float[Tensor, "B T"]] = field(default_factory=dict)
+    statistics: Mapping[str, Shaped[Tensor, "B T ..."]] = field(default_factory=dict)
+    old_statistics: Mapping[str, Shaped[Tensor, "B T ..."]] = field(default_factory=dict)
+    noise: Float[Tensor, "B T"] | None = None
+    segments: Int[Tensor, "B T"] | None = None
 
     def at(self, when: When) -> PolicyView:
         """The numbers of one policy: at the start of the update (`rollout`) or of the current one (`update`)."""
@@ -231,6 +241,7 @@ class TokenTerm:
         over: the tokens it is averaged over: `response` (all), a part's name, or a component's own choice. The
             denominator is that set's count in the whole optimizer step.
         replaces: tokens whose surrogate this term takes the place of, or None.
+        clipped: tokens whose gradient was cut off, for the logs; None where the term has no such thing.
     """
 
     name: str

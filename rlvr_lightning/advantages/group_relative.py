@@ -32,7 +32,12 @@ class GroupRelative:
         self.normalize, self.epsilon = normalize, epsilon
 
     def __call__(self, rewards: Float[Tensor, "P G"], valid: Bool[Tensor, "P G"]) -> Float[Tensor, "P G"]:
-        """Advantages; 0 where a verdict is missing, in groups of equal rewards and where one verdict is left."""
+        """Advantages; 0 where a verdict is missing, in groups of equal rewards and where one verdict is left.
+
+        Groups of size 1 (which a run refuses) keep their rewards, as if mean and deviation were 0 and 1.
+        """
+        if rewards.shape[-1] == 1:
+            return torch.where(valid, rewards / (1 + self.epsilon) if self.normalize else rewards, 0.0)
         count = valid.sum(-1, keepdim=True)
         mean = torch.where(valid, rewards, 0.0).sum(-1, keepdim=True) / count.clamp(min=1)
         centred = torch.where(valid, rewards - mean, 0.0)

@@ -6,21 +6,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
-import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from rlvr_lightning.constraints.kl import ESTIMATORS, KLKind, kl_estimate, ratio
+from rlvr_lightning.constraints.per_part import PerPart, PerPartConstraint, check_range
+from rlvr_lightning.constraints.surrogate import clipped_surrogate
 from rlvr_lightning.errors import ConfigError
-from rlvr_lightning.protocols import ConstraintPolicy
 from rlvr_lightning.types import TokenStats, TokenTerm
 
-PerPart = float | Mapping[str, float]
 
-
-class ClipKL(ConstraintPolicy):
+class ClipKL(PerPartConstraint):
     """PPO's clipped surrogate; each number is one for all parts or one for each part by name.
 
     Args:
@@ -36,6 +34,8 @@ class ClipKL(ConstraintPolicy):
         ConfigError: a number is out of range, or (when bound) names other parts than the partitioner's.
     """
 
+    per_part: ClassVar[tuple[str, ...]] = ("clip_low", "clip_high", "kl_coef")
+
     def __init__(
         self,
         clip_low: PerPart = 0.2,
@@ -45,42 +45,22 @@ class ClipKL(ConstraintPolicy):
         kl_estimator: KLKind = "k3",
         variant: Literal["paper", "reference"] = "paper",
     ) -> None:
+        check_range("ClipKL", "clip_low", clip_low, 0, 1)
+        check_range("ClipKL", "clip_high", clip_high, 0)
+        check_range("ClipKL", "kl_coef", kl_coef, 0)
         if dual_clip is not None and not dual_clip > 1:
             raise ConfigError(f"ClipKL.dual_clip must be above 1 or null; got {dual_clip}")
         if kl_estimator not in ESTIMATORS:
             raise ConfigError(f"ClipKL.kl_estimator must be one of {', '.join(ESTIMATORS)}; got {kl_estimator!r}")
         if variant not in ("paper", "reference"):
             raise ConfigError(f"ClipKL.variant must be paper or reference; got {variant!r}")
-        self.settings = {"clip_low": clip_low, "clip_high": clip_high, "kl_coef": kl_coef}
-        for name, most in (("clip_low", 1.0), ("clip_high", float("inf")), ("kl_coef", float("inf"))):
-            setting = self.settings[name]
-            for value in setting.values() if isinstance(setting, Mapping) else (setting,):
-                if not 0 <= value <= most:
-                    raise ConfigError(f"ClipKL.{name} must be in [0, {most:g}]; got {value}")
+        self.clip_low, self.clip_high, self.kl_coef = clip_low, clip_high, kl_coef
         self.dual_clip, self.kl_estimator, self.variant = dual_clip, kl_estimator, variant
-        self._parts: tuple[str, ...] = ()
-
-    def bind(self, parts: tuple[str, ...]) -> None:
-        """Check the per-part settings against the parts."""
-        for name, setting in self.settings.items():
-            if isinstance(setting, Mapping) and set(setting) != set(parts):
-                raise ConfigError(
-                    f"constraint.{name} is set for the parts {', '.join(setting)}, but the partitioner makes "
-                    f"{', '.join(parts)}: give one number for all, or one for each of these"
-                )
-        self._parts = parts
 
     @property
     def requires_ref(self) -> bool:
         """Only where some part is pulled to the reference."""
-        coef = self.settings["kl_coef"]
-        return any(coef.values()) if isinstance(coef, Mapping) else coef > 0
-
-    def _per_token(self, name: str, part_ids: Int[Tensor, "B T"], like: Tensor) -> Float[Tensor, ...]:
-        setting = self.settings[name]
-        if isinstance(setting, Mapping):
-            return like.new_tensor([setting[part] for part in self._parts])[part_ids]
-        return like.new_tensor(setting)
+        return any(self.kl_coef.values()) if isinstance(self.kl_coef, Mapping) else self.kl_coef > 0
 
     def __call__(
         self,
@@ -89,14 +69,9 @@ class ClipKL(ConstraintPolicy):
         planned: Tensor,
     ) -> tuple[TokenTerm, ...]:
         """Surrogate, then KL."""
-        low, high = (self._per_token(name, part_ids, stats.logprobs) for name in ("clip_low", "clip_high"))
-        r, advantages = ratio(stats.logprobs, stats.old_logprobs), stats.advantages
-        free, cut = -r * advantages, -r.clamp(1 - low, 1 + high) * advantages
-        loss, clipped = torch.maximum(free, cut), cut > free
-        if self.dual_clip is not None:
-            bound = -self.dual_clip * advantages
-            clipped = clipped | ((advantages < 0) & (loss > bound))
-            loss = torch.where(advantages < 0, torch.minimum(loss, bound), loss)
+        r = ratio(stats.logprobs, stats.old_logprobs)
+        low, high = (self.setting(name, part_ids, r) for name in ("clip_low", "clip_high"))
+        loss, clipped = clipped_surrogate(r, stats.advantages, 1 - low, 1 + high, self.dual_clip)
         return (TokenTerm("surrogate", loss, clipped=clipped), *self._kl_terms(stats, part_ids))
 
     def _kl_terms(self, stats: TokenStats, part_ids: Int[Tensor, "B T"]) -> tuple[TokenTerm, ...]:
@@ -104,7 +79,7 @@ class ClipKL(ConstraintPolicy):
             return ()
         assert stats.ref_logprobs is not None
         kl = kl_estimate(stats.logprobs, stats.ref_logprobs, self.kl_estimator)
-        weighted = self._per_token("kl_coef", part_ids, kl) * kl
+        weighted = self.setting("kl_coef", part_ids, kl) * kl
         if self.variant == "paper":
             return (TokenTerm("kl", weighted),)
-        return tuple(TokenTerm(f"kl/{part}", weighted, over=part) for part in self._parts)
+        return tuple(TokenTerm(f"kl/{part}", weighted, over=part) for part in self.parts)

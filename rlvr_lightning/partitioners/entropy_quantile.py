@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from rlvr_lightning.errors import ConfigError
 from rlvr_lightning.protocols import StepContext, TokenPartitioner, VocabStatistic
+from rlvr_lightning.responses import response_quantile
 from rlvr_lightning.token_stats import Entropy
 from rlvr_lightning.types import TokenStats, When
 
@@ -66,16 +66,6 @@ class EntropyQuantile(TokenPartitioner):
         if self.scope == "batch":
             threshold = step.quantile(entropy, stats.loss_mask, self.quantile)
         else:
-            threshold = row_quantile(entropy, stats.loss_mask, self.quantile).unsqueeze(-1)
+            threshold = response_quantile(entropy, stats.loss_mask, self.quantile, stats.segments)
         reasoning = entropy >= threshold if self.variant == "paper" else entropy > threshold
         return (reasoning & stats.loss_mask).long()
-
-
-def row_quantile(values: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"], q: float) -> Float[Tensor, " B"]:
-    """Each row's q-quantile of its masked values (linear interpolation); +inf in an empty row."""
-    ordered = values.masked_fill(~mask, torch.inf).sort(dim=-1).values
-    position = q * (mask.sum(-1, keepdim=True) - 1).clamp(min=0).to(values.dtype)
-    below = ordered.gather(-1, position.floor().long())
-    above = ordered.gather(-1, position.ceil().long())
-    # An empty row holds only +inf, and inf - inf would be nan.
-    return torch.where(below == above, below, torch.lerp(below, above, position.frac())).squeeze(-1)

@@ -15,7 +15,8 @@ from torch import Tensor
 from rlvr_lightning.constraints.kl import ESTIMATORS, MAX_KL, KLKind, kl_estimate, ratio
 from rlvr_lightning.errors import ConfigError
 from rlvr_lightning.protocols import Regularizer, StepContext, VocabStatistic
-from rlvr_lightning.regularizers.proxy import ProxyKL, ProxyLogprob, Threshold
+from rlvr_lightning.regularizers.noise_filter import Filter, Threshold
+from rlvr_lightning.regularizers.proxy import ProxyKL, ProxyLogprob
 from rlvr_lightning.types import TokenStats, TokenTerm, When
 
 
@@ -30,7 +31,11 @@ class LpReg(Regularizer):
         kl_estimator: of the `reference` variant, from the sampled token; the paper's KL is over the whole vocabulary.
         variant: `paper`: the lowest rho of all response tokens of the step, then A < 0; full-vocabulary KL.
             `reference` (the published code): the lowest int(n rho) of the n tokens with A < 0 (none where that is at
-            most 1), whose surrogate is not clipped; a KL estimate from the sampled token.
+            most 1), whose surrogate is not clipped; a KL estimate from the sampled token. Tokens as improbable as the
+            last one chosen are taken together.
+        temperature: of sampling; `reference` filters at temperature 1 whatever this is, `paper` at this one.
+        support: off-policy, tokens of pi_old's proxy remembered for each token, the most probable ones; at least 1.
+            The paper's penalty is exact where no support is larger.
 
     Raises:
         ConfigError: a setting is out of range.
@@ -44,26 +49,41 @@ class LpReg(Regularizer):
         coef: float = 1.0,
         kl_estimator: KLKind = "k3",
         variant: Literal["paper", "reference"] = "paper",
+        temperature: float = 1.0,
+        support: int = 64,
     ) -> None:
         for name, value in (("quantile", quantile), ("threshold", threshold)):
             if not 0 < value < 1:
                 raise ConfigError(f"LpReg.{name} must be in (0, 1); got {value}")
+        choices = (
+            ("threshold_kind", threshold_kind, ("relative", "absolute")),
+            ("kl_estimator", kl_estimator, tuple(ESTIMATORS)),
+            ("variant", variant, ("paper", "reference")),
+        )
+        for name, choice, allowed in choices:
+            if choice not in allowed:
+                raise ConfigError(f"LpReg.{name} must be one of {', '.join(allowed)}; got {choice!r}")
         if coef < 0:
             raise ConfigError(f"LpReg.coef must be at least 0; got {coef}")
-        if threshold_kind not in ("relative", "absolute"):
-            raise ConfigError(f"LpReg.threshold_kind must be relative or absolute; got {threshold_kind!r}")
-        if kl_estimator not in ESTIMATORS:
-            raise ConfigError(f"LpReg.kl_estimator must be one of {', '.join(ESTIMATORS)}; got {kl_estimator!r}")
-        if variant not in ("paper", "reference"):
-            raise ConfigError(f"LpReg.variant must be paper or reference; got {variant!r}")
-        self.quantile, self.coef, self.kl_estimator, self.variant = quantile, coef, kl_estimator, variant
-        self.proxy = ProxyLogprob(threshold, threshold_kind, inclusive=variant == "reference")
-        self.penalty = ProxyKL(threshold, threshold_kind)
+        if support < 1 or not temperature > 0:
+            raise ConfigError(
+                f"LpReg.support must be at least 1 and temperature above 0; got {support} and {temperature}"
+            )
+        self.quantile, self.threshold, self.threshold_kind, self.coef = quantile, threshold, threshold_kind, coef
+        self.kl_estimator, self.variant, self.temperature, self.support = kl_estimator, variant, temperature, support
+        reference = variant == "reference"
+        self.filter = Filter(threshold, threshold_kind, reference, temperature if reference else 1.0)
+        self.proxy, self.penalty = ProxyLogprob(self.filter), ProxyKL(self.filter, support)
 
     @property
     def requires(self) -> tuple[VocabStatistic, ...]:
         """The sampled token's proxy log-probability; in the paper's form also the KL over the vocabulary."""
-        return (self.proxy, self.penalty) if self.variant == "paper" else (self.proxy,)
+        return (self.proxy, *self.penalty.support, self.penalty) if self.variant == "paper" else (self.proxy,)
+
+    @property
+    def replaces_surrogate(self) -> bool:
+        """In the reference form the sparks' surrogate is not clipped."""
+        return self.variant == "reference"
 
     @property
     def plans_on(self) -> When:

@@ -2,59 +2,96 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-Threshold = Literal["relative", "absolute"]
+from rlvr_lightning.regularizers.noise_filter import Filter
+from rlvr_lightning.types import When
 
-
-def kept_tokens(
-    logprobs: Float[Tensor, "N V"], threshold: float, kind: Threshold, *, inclusive: bool
-) -> Bool[Tensor, "N V"]:
-    """Vocabulary entries above tau (or at it, if `inclusive`): kappa times the largest probability, or kappa."""
-    tau = logprobs.max(-1, keepdim=True).values + math.log(threshold) if kind == "relative" else math.log(threshold)
-    return logprobs >= tau if inclusive else logprobs > tau
+Old = Mapping[str, Shaped[Tensor, "N ..."]]
 
 
 @dataclass(frozen=True)
 class ProxyLogprob:
     """log pi_proxy of the sampled token [nats]; -inf where it was dropped as noise."""
 
-    threshold: float
-    kind: Threshold
-    inclusive: bool = False
+    filter: Filter
     differentiable: ClassVar[bool] = False
-    name: ClassVar[str] = "proxy_logprobs"
+    of: ClassVar[tuple[When, ...]] = ("rollout", "update")
 
-    def __call__(self, logprobs: Float[Tensor, "N V"], token_ids: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
+    @property
+    def name(self) -> str:
+        """One for each filter."""
+        return f"proxy_logprobs({self.filter})"
+
+    def __call__(self, logprobs: Float[Tensor, "N V"], token_ids: Int[Tensor, " N"], old: Old) -> Float[Tensor, " N"]:
         """Filter, renormalise, read off the sampled token."""
-        keep = kept_tokens(logprobs, self.threshold, self.kind, inclusive=self.inclusive)
-        proxy = logprobs.masked_fill(~keep, -torch.inf)
-        sampled = proxy.gather(-1, token_ids.unsqueeze(-1)).squeeze(-1)
-        mass = proxy.logsumexp(-1)
-        # Above a fixed threshold there may be nothing at all: then the sampled token is dropped too.
-        return torch.where(sampled.isfinite(), sampled - mass, -torch.inf)
+        return self.filter.log_proxy(logprobs).gather(-1, token_ids.unsqueeze(-1)).squeeze(-1)
+
+
+@dataclass(frozen=True)
+class ProxySupport:
+    """The most probable kept tokens of pi_old's proxy, so that an off-policy update can be pulled towards it.
+
+    Args:
+        filter: what is kept.
+        size: tokens remembered at most; a larger support is cut to these.
+        what: their `ids`, or their `logprobs` under the proxy [nats], -inf where the support is smaller.
+    """
+
+    filter: Filter
+    size: int
+    what: Literal["ids", "logprobs"]
+    differentiable: ClassVar[bool] = False
+    of: ClassVar[tuple[When, ...]] = ("rollout",)
+
+    @property
+    def name(self) -> str:
+        """One for each filter and size."""
+        return f"proxy_support_{self.what}({self.filter},{self.size})"
+
+    def __call__(self, logprobs: Float[Tensor, "N V"], token_ids: Int[Tensor, " N"], old: Old) -> Shaped[Tensor, "N K"]:
+        """The K = min(size, V) largest."""
+        values, ids = self.filter.log_proxy(logprobs).topk(min(self.size, logprobs.shape[-1]), dim=-1)
+        return ids if self.what == "ids" else values
 
 
 @dataclass(frozen=True)
 class ProxyKL:
-    """KL(pi_proxy || pi) over the whole vocabulary [nats], the proxy without gradient; 0 where nothing is kept."""
+    """KL(pi_proxy || pi) over the whole vocabulary [nats], the proxy without gradient; 0 where nothing is kept.
 
-    threshold: float
-    kind: Threshold
+    The proxy is pi_old's where its support was remembered, and otherwise (on-policy, where pi_old = pi) made here.
+    """
+
+    filter: Filter
+    size: int
     differentiable: ClassVar[bool] = True
-    name: ClassVar[str] = "proxy_kl"
+    of: ClassVar[tuple[When, ...]] = ("update",)
 
-    def __call__(self, logprobs: Float[Tensor, "N V"], token_ids: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
+    @property
+    def name(self) -> str:
+        """One for each filter and size."""
+        return f"proxy_kl({self.filter},{self.size})"
+
+    @property
+    def support(self) -> tuple[ProxySupport, ProxySupport]:
+        """What it reads of the old policy."""
+        return ProxySupport(self.filter, self.size, "ids"), ProxySupport(self.filter, self.size, "logprobs")
+
+    def __call__(self, logprobs: Float[Tensor, "N V"], token_ids: Int[Tensor, " N"], old: Old) -> Float[Tensor, " N"]:
         """sum_v pi_proxy(v) (log pi_proxy(v) - log pi(v))."""
-        fixed = logprobs.detach()
-        keep = kept_tokens(fixed, self.threshold, self.kind, inclusive=False)
-        mass = fixed.masked_fill(~keep, -torch.inf).logsumexp(-1, keepdim=True)
-        log_proxy = torch.where(keep, fixed - mass, 0.0)
-        proxy = torch.where(keep, log_proxy.exp(), 0.0)
-        return (proxy * (log_proxy - torch.where(keep, logprobs, 0.0))).sum(-1)
+        ids, log_proxy = (old.get(statistic.name) for statistic in self.support)
+        if ids is None or log_proxy is None:
+            log_proxy = self.filter.log_proxy(logprobs.detach())
+        else:
+            logprobs = logprobs.gather(-1, ids)
+            # A support cut to its most probable tokens is renormalised; nan would stand where nothing is kept.
+            log_proxy = torch.where(log_proxy.isfinite(), log_proxy - log_proxy.logsumexp(-1, keepdim=True), -torch.inf)
+        keep = log_proxy.isfinite()
+        proxy, gap = log_proxy.exp(), torch.where(keep, log_proxy - logprobs, 0.0)
+        return (proxy * gap).sum(-1)

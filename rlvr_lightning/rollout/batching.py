@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from rlvr_lightning.protocols import AdvantageEstimator
+from rlvr_lightning.rollout.prompts import derived_seed
 from rlvr_lightning.types import Rollout, TokenBatch
 
 
@@ -37,6 +38,7 @@ def make_batch(
     group_size: int,
     advantage: AdvantageEstimator,
     pad_token_id: int,
+    seed: int,
     *,
     drop_equal_groups: bool,
 ) -> TokenBatch:
@@ -47,6 +49,7 @@ def make_batch(
         group_size: responses a prompt.
         advantage: rewards to advantages.
         pad_token_id: what fills the padding.
+        seed: of the run, for each token's random number.
         drop_equal_groups: groups of equal rewards carry no weight, not even in the denominators.
     """
     rewards, valid = rewards_of(rollouts, group_size)
@@ -58,14 +61,16 @@ def make_batch(
     input_ids = torch.full((rows, prompt_width + width), pad_token_id)
     attention_mask = torch.zeros(rows, prompt_width + width, dtype=torch.long)
     loss_mask = torch.zeros(rows, width, dtype=torch.bool)
-    rollout_logprobs = torch.zeros(rows, width)
+    rollout_logprobs, noise = torch.zeros(rows, width), torch.zeros(rows, width)
     for row, rollout in enumerate(rollouts):
         prompt, response = rollout.prompt.token_ids, rollout.generation.token_ids
         start, end = prompt_width - len(prompt), prompt_width + len(response)
         input_ids[row, start:end] = torch.tensor(prompt + response)
         attention_mask[row, start:end] = 1
+        generator = torch.Generator().manual_seed(derived_seed(seed, "noise", rollout.prompt.index, rollout.sample))
+        noise[row, : len(response)] = torch.rand(len(response), generator=generator)
         if carries.view(-1)[row]:
             loss_mask[row, : len(response)] = True
             rollout_logprobs[row, : len(response)] = torch.tensor(rollout.generation.logprobs)
     spread = advantages.reshape(-1, 1) * loss_mask
-    return TokenBatch(input_ids, attention_mask, loss_mask, spread, rollout_logprobs)
+    return TokenBatch(input_ids, attention_mask, loss_mask, spread, rollout_logprobs, noise=noise)

@@ -117,7 +117,9 @@ class Collector:
         for step in prompts:
             rollouts, drawn = drawn[: len(step) * self.group_size], drawn[len(step) * self.group_size :]
             pad = int(self.source.tokenizer.pad_token_id)
-            batch = make_batch(rollouts, self.group_size, self.advantage, pad, drop_equal_groups=drop_equal_groups)
+            batch = make_batch(
+                rollouts, self.group_size, self.advantage, pad, self.seed, drop_equal_groups=drop_equal_groups
+            )
             groups.append(rollouts)
             steps.append(batch)
             self._count(report, rollouts)
