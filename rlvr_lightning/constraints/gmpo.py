@@ -43,4 +43,6 @@ class GMPO(ConstraintPolicy):
         positive = stats.advantages > 0
         held = torch.where(positive, log_ratio.clamp(max=self.clip_high), log_ratio.clamp(min=-self.clip_low))
         mean = response_mean(held, stats.loss_mask, stats.segments)
-        return (TokenTerm("surrogate", -stats.advantages * mean.exp(), clipped=held != log_ratio),)
+        # A masked token of the response has its mean too: rubbish there would reach the gradient of the others.
+        advantages = torch.where(stats.loss_mask, stats.advantages, 0.0)
+        return (TokenTerm("surrogate", -advantages * mean.exp(), clipped=held != log_ratio),)
