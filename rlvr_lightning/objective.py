@@ -108,8 +108,9 @@ class Objective:
         choices = {"constraint": self.constraint.plan(stats, part_ids, step)}
         for name, regularizer in self.regularizers.items():
             choices[name] = regularizer.plan(stats, part_ids, step)
-            if choices[name].dtype == torch.bool:
-                masks[name] = choices[name] & stats.loss_mask
+            # Of a mask and of marks, 1 are the tokens the regularizer acts on.
+            if choices[name].dtype == torch.bool or regularizer.marks:
+                masks[name] = (choices[name] == 1) & stats.loss_mask
         responses = count_responses(stats.loss_mask, stats.segments)
         totals = step.sum(torch.stack([responses, *(mask.sum() for mask in masks.values())]).to(torch.float64))
         counts = {name: MaskCount(total, totals[0]) for name, total in zip(masks, totals[1:], strict=True)}

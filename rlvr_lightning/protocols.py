@@ -220,8 +220,16 @@ class Regularizer(Component, Protocol):
         """Whether some of its terms take the place of single tokens' surrogate."""
         return False
 
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """Token sets to count for the logs, where `plan` returns integers: i + 1 at tokens of the i-th, 0 at others.
+
+        The first is the set the terms act on, as a mask is.
+        """
+        return ()
+
     def plan(self, stats: TokenStats, part_ids: Int[Tensor, "B T"], step: StepContext) -> Tensor:
-        """What needs the whole step (a mask, a weight per token), without gradient; rows as in `stats`."""
+        """What needs the whole step (a mask, `marks`, a weight per token), without gradient; rows as in `stats`."""
         return stats.loss_mask
 
     def __call__(self, stats: TokenStats, part_ids: Int[Tensor, "B T"], planned: Tensor) -> tuple[TokenTerm, ...]:

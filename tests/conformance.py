@@ -225,7 +225,7 @@ def objective_checks(meta: Meta, tensors: Tensors) -> Iterator[Check]:
     if "expected_proxy_log_prob" in tensors:
         yield from proxy_checks(computed, tensors, mask)
     if "regularized_tokens" in meta.get("expected", {}):
-        chosen = int(computed.plan.choices["lp_reg"].sum())
+        chosen = int(computed.plan.masks["lp_reg"].sum())
         yield Check("regularized tokens", abs(chosen - meta["expected"]["regularized_tokens"]), 0)
 
 

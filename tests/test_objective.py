@@ -187,7 +187,7 @@ def test_regularized_tokens_leave_the_surrogate_in_the_reference_form() -> None:
     stats = with_proxy(random_stats(4))
     objective = OBJECTIVES["lp_reg, reference"]()
     plan = objective.plan(stats, Step())
-    sparks = plan.choices["lp_reg"]
+    sparks = plan.masks["lp_reg"]
     assert 0 < int(sparks.sum()) < int(stats.loss_mask.sum())
     terms = objective(stats, plan).terms
     ratio = (stats.logprobs - stats.old_logprobs).detach().exp()

@@ -66,9 +66,7 @@ class LpReg(Regularizer):
         if coef < 0:
             raise ConfigError(f"LpReg.coef must be at least 0; got {coef}")
         if support < 1 or not temperature > 0:
-            raise ConfigError(
-                f"LpReg.support must be at least 1 and temperature above 0; got {support} and {temperature}"
-            )
+            raise ConfigError(f"LpReg.support must be at least 1, temperature above 0; got {support} and {temperature}")
         self.quantile, self.threshold, self.threshold_kind, self.coef = quantile, threshold, threshold_kind, coef
         self.kl_estimator, self.variant, self.temperature, self.support = kl_estimator, variant, temperature, support
         reference = variant == "reference"
@@ -90,31 +88,33 @@ class LpReg(Regularizer):
         """Paper: the policy at the rollout; reference code: the current probabilities."""
         return "rollout" if self.variant == "paper" else "update"
 
-    def plan(self, stats: TokenStats, part_ids: Int[Tensor, "B T"], step: StepContext) -> Tensor:
-        """The sparks: tokens the term acts on."""
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """Sparks, which the term acts on, and noise: as improbable, but dropped by the filter."""
+        return ("sparks", "noise")
+
+    def plan(self, stats: TokenStats, part_ids: Int[Tensor, "B T"], step: StepContext) -> Int[Tensor, "B T"]:
+        """1 at sparks, 2 at noise."""
         logprobs, proxy = stats.at(self.plans_on).logprobs, stats.old_statistics[self.proxy.name]
         negative = stats.loss_mask & (stats.advantages < 0)
         if self.variant == "paper":
-            improbable = logprobs < step.quantile(logprobs.exp(), stats.loss_mask, self.quantile).log()
-            return negative & improbable & proxy.isfinite()
+            low = negative & (logprobs < step.quantile(logprobs.exp(), stats.loss_mask, self.quantile).log())
+            return low * torch.where(proxy.isfinite(), 1, 2)
         count = int(int(step.sum(negative.sum())) * self.quantile)
         if count <= 1:
-            return torch.zeros_like(negative)
-        return negative & (logprobs <= step.kth_smallest(logprobs, negative, count)) & (logprobs < proxy)
+            return torch.zeros_like(part_ids)
+        low = negative & (logprobs <= step.kth_smallest(logprobs, negative, count))
+        return low * torch.where(logprobs < proxy, 1, proxy.isneginf() * 2)
 
-    def __call__(
-        self,
-        stats: TokenStats,
-        part_ids: Int[Tensor, "B T"],
-        planned: Tensor,
-    ) -> tuple[TokenTerm, ...]:
+    def __call__(self, stats: TokenStats, part_ids: Int[Tensor, "B T"], planned: Tensor) -> tuple[TokenTerm, ...]:
         """The penalty on the sparks; in the reference form they also leave the clipped surrogate."""
+        sparks = planned == 1
         if self.variant == "paper":
-            return (TokenTerm("lp_reg", torch.where(planned, self.coef * stats.statistics[self.penalty.name], 0.0)),)
-        proxy = torch.where(planned, stats.old_statistics[self.proxy.name], 0.0)
+            return (TokenTerm("lp_reg", torch.where(sparks, self.coef * stats.statistics[self.penalty.name], 0.0)),)
+        proxy = torch.where(sparks, stats.old_statistics[self.proxy.name], 0.0)
         kl = kl_estimate(stats.logprobs, proxy, self.kl_estimator).clamp(-MAX_KL, MAX_KL)
         unclipped = -ratio(stats.logprobs, stats.old_logprobs) * stats.advantages
         return (
-            TokenTerm("lp_reg", torch.where(planned, self.coef * kl, 0.0)),
-            TokenTerm("surrogate/sparks", torch.where(planned, unclipped, 0.0), replaces=planned),
+            TokenTerm("lp_reg", torch.where(sparks, self.coef * kl, 0.0)),
+            TokenTerm("surrogate/sparks", torch.where(sparks, unclipped, 0.0), replaces=sparks),
         )
