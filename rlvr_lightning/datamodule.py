@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -15,10 +14,12 @@ from torch.utils.data import DataLoader
 from rlvr_lightning.errors import ConfigError
 from rlvr_lightning.models import ModelSource
 from rlvr_lightning.module import RLVRModule
-from rlvr_lightning.protocols import AdvantageEstimator, RolloutEngine, Task, Verifier
+from rlvr_lightning.protocols import AdvantageEstimator, RewardShaping, RolloutEngine, Task, Verifier
 from rlvr_lightning.rollout.checks import check_fit, check_settings
 from rlvr_lightning.rollout.collector import Collector, RolloutReport
+from rlvr_lightning.rollout.gathering import from_all_ranks
 from rlvr_lightning.rollout.prompts import PromptSource
+from rlvr_lightning.rollout.refill import StepCut
 from rlvr_lightning.rollout.store import load_buffer, rollout_record, save_buffer, write_records
 from rlvr_lightning.types import Prompt, Rollout, SamplingSpec, TokenBatch
 
@@ -46,9 +47,12 @@ class RolloutDataModule(L.LightningDataModule):
         max_prompt_tokens: longer prompts are skipped or refused.
         overlong_prompts: `skip` or `error`.
         drop_equal_groups: groups of equal rewards carry no weight (Archer, DAPO).
+        generation_batches: with `drop_equal_groups`, at most this many batches of `prompts_per_epoch` prompts are drawn
+            until as many groups of unequal rewards are together; 1 leaves their places empty.
         eval_samples: k, responses to each held-out problem.
         seed: of prompt order and sampling.
         output_dir: rollouts are written to `rollouts/` in it; None keeps them in memory alone.
+        shaping: of the rewards, before the advantage; none by default.
 
     Raises:
         ConfigError: a setting is out of range or contradicts another.
@@ -71,16 +75,19 @@ class RolloutDataModule(L.LightningDataModule):
         max_prompt_tokens: int = 512,
         overlong_prompts: Literal["skip", "error"] = "skip",
         drop_equal_groups: bool = False,
+        generation_batches: int = 1,
         eval_samples: int = 8,
         seed: int = 0,
         output_dir: Path | None = None,
+        shaping: RewardShaping | None = None,
     ) -> None:
         super().__init__()
         self.source, self.task, self.verifier, self.engine = source, task, verifier, engine
         self.group_size, self.prompts_per_epoch, self.passes = group_size, prompts_per_epoch, passes
         self.prompts_per_step = prompts_per_epoch if prompts_per_step is None else prompts_per_step
         self.max_prompt_tokens, self.overlong_prompts = max_prompt_tokens, overlong_prompts
-        self.drop_equal_groups, self.eval_samples = drop_equal_groups, eval_samples
+        self.drop_equal_groups, self.generation_batches = drop_equal_groups, generation_batches
+        self.eval_samples, self.shaping = eval_samples, shaping
         self.seed, self.output_dir, self.top_p = seed, output_dir, top_p
         sampling = SamplingSpec(temperature, max_new_tokens, ())
         self.sampling = sampling
@@ -163,6 +170,7 @@ class RolloutDataModule(L.LightningDataModule):
             self.group_size,
             self.seed,
             self.phase,
+            self.shaping,
         )
 
     def _prompt_limit(self) -> int:
@@ -206,17 +214,17 @@ class RolloutDataModule(L.LightningDataModule):
         self.sync_engine()
         if self._buffer_version != version:
             self._cursor = self._next_cursor
-        rank, world = self.ranks
-        share = self.prompts_per_step // world
-        prompts = self.train_prompts.take(self._cursor, self.prompts_per_epoch)
-        starts = range(rank * share, self.prompts_per_epoch, self.prompts_per_step)
-        groups, steps, report = self._collector.collect(
-            [prompts[start : start + share] for start in starts], drop_equal_groups=self.drop_equal_groups
+        drawn = self._collector.collect(
+            self.train_prompts,
+            self._cursor,
+            StepCut(self.prompts_per_epoch, self.prompts_per_step, *self.ranks),
+            self.generation_batches,
+            drop_equal_groups=self.drop_equal_groups,
         )
         self.phase("scoring")
-        self._steps = [self.rlvr_module.score(step, on_policy=self.steps_per_epoch == 1) for step in steps]
-        self._buffer_version, self._next_cursor = version, self._cursor + self.prompts_per_epoch
-        self._keep(groups, report)
+        self._steps = [self.rlvr_module.score(step, on_policy=self.steps_per_epoch == 1) for step in drawn.steps]
+        self._buffer_version, self._next_cursor = version, self._cursor + drawn.batches * self.prompts_per_epoch
+        self._keep(drawn.rollouts, drawn.report)
 
     def _keep(self, groups: list[list[Rollout]], report: RolloutReport) -> None:
         assert self.trainer is not None
@@ -229,14 +237,9 @@ class RolloutDataModule(L.LightningDataModule):
             for group, step in zip(groups, self._steps, strict=True)
             for rollout, row in zip(group, step.advantages, strict=True)
         ]
-        gathered = [records]
-        if self.ranks[1] > 1:
-            gathered = [[] for _ in range(self.ranks[1])]
-            torch.distributed.all_gather_object(gathered, records)
+        records = from_all_ranks(records)
         if self.ranks[0] == 0:
-            ordered = sorted(
-                chain.from_iterable(gathered), key=lambda record: (record["prompt_index"], record["sample"])
-            )
+            ordered = sorted(records, key=lambda record: (record["prompt_index"], record["sample"]))
             write_records(self.output_dir / "rollouts" / f"version_{self._buffer_version}.jsonl.gz", ordered)
         if self.steps_per_epoch > 1:
             save_buffer(self._buffer_file, self._steps, self.report, self._buffer_version)

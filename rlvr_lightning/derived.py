@@ -36,6 +36,8 @@ class DerivedNumbers:
             )
         steps = rollout.prompts_per_epoch // per_step * rollout.passes
         responses = rollout.prompts_per_epoch * rollout.group_size
+        batches = rollout.generation_batches
+        refilled = f" (up to {batches} batches of them)" if batches > 1 else ""
         on_policy = "on-policy" if steps == 1 else "off-policy"
         regularizers = ", ".join(cfg.regularizer or {}) or "none"
         rows = (
@@ -44,11 +46,11 @@ class DerivedNumbers:
             ("objective", f"{_name(cfg.partitioner)} + {_name(cfg.constraint)} + regularizers: {regularizers}"),
             ("aggregation, variant", f"{_name(cfg.aggregator)}, {cfg.variant}"),
             ("prompts x group", f"{rollout.prompts_per_epoch} x {rollout.group_size}"),
-            ("responses per epoch", f"{responses:,}"),
+            ("responses per epoch", f"{responses:,}{refilled}"),
             ("optimizer steps per epoch", f"{steps} of {per_step * rollout.group_size:,} responses ({on_policy})"),
             ("epochs, optimizer steps", f"{trainer.max_epochs:,}, {trainer.max_epochs * steps:,}"),
             ("tokens per response", f"at most {rollout.max_new_tokens:,} after {rollout.max_prompt_tokens:,}"),
-            ("response tokens per epoch", f"at most {responses * rollout.max_new_tokens:,}"),
+            ("response tokens per epoch", f"at most {responses * batches * rollout.max_new_tokens:,}"),
             ("engine, strategy", f"{_engine(cfg)}, {cfg.strategy.name} x {trainer.devices} x {trainer.num_nodes}"),
             ("outputs", str(cfg.output_dir)),
         )

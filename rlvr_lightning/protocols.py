@@ -65,6 +65,20 @@ class AdvantageEstimator(Protocol):
 
 
 @runtime_checkable
+class RewardShaping(Protocol):
+    """Changes the verifier's rewards before the advantage; whether a group is dropped goes by the verifier's own."""
+
+    def __call__(self, rewards: Float[Tensor, "P G"], lengths: Int[Tensor, "P G"]) -> Float[Tensor, "P G"]:
+        """The rewards the advantage is made of.
+
+        Args:
+            rewards: the verifier's; without a meaning where it failed.
+            lengths: of the responses [tokens].
+        """
+        ...
+
+
+@runtime_checkable
 class RolloutEngine(Protocol):
     """Draws responses from a copy of the policy."""
 

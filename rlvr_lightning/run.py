@@ -114,6 +114,7 @@ def build_data(cfg: DictConfig, source: ModelSource, engine: Any) -> RolloutData
         engine,
         seed=cfg.seed,
         output_dir=Path(cfg.output_dir),
+        shaping=component(cfg, "shaping") if cfg.shaping else None,
         **settings,
     )
 

@@ -17,7 +17,17 @@ from rlvr_lightning.errors import HardwareError
 from rlvr_lightning.rollout.vllm_engine import vllm_installed
 from rlvr_lightning.run import build_module, check_hardware, model_source
 
-COMPONENTS = ("advantage", "aggregator", "constraint", "engine", "partitioner", "regularizer", "task", "verifier")
+COMPONENTS = (
+    "advantage",
+    "aggregator",
+    "constraint",
+    "engine",
+    "partitioner",
+    "regularizer",
+    "shaping",
+    "task",
+    "verifier",
+)
 FULL_SIZE = ("archer_code_1_5b", "archer_math_1_5b", "lp_reg_qwen3_14b", "lp_reg_qwen2_5_32b")
 TINY = ("archer", "lp_reg", "archer_lp_reg", "grpo", "dapo")
 
@@ -46,7 +56,7 @@ def test_yaml_names_every_argument_and_its_source(group: str, name: str) -> None
     node = cfg[group][name] if group == "regularizer" and name != "none" else cfg[group]
     text = (config_dir() / group / f"{name}.yaml").read_text()
     assert text.startswith("# ")
-    if group == "regularizer" and name == "none":
+    if name == "none":
         assert node == {}
         return
     target = str(node._target_)

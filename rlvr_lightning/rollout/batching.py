@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from rlvr_lightning.protocols import AdvantageEstimator
+from rlvr_lightning.protocols import AdvantageEstimator, RewardShaping
 from rlvr_lightning.rollout.prompts import derived_seed
 from rlvr_lightning.types import Rollout, TokenBatch
 
@@ -33,6 +33,15 @@ def equal_groups(rewards: Float[Tensor, "P G"], valid: Bool[Tensor, "P G"]) -> B
     return highest <= lowest
 
 
+def shaped_rewards(
+    rewards: Float[Tensor, "P G"], rollouts: Sequence[Rollout], shaping: RewardShaping | None
+) -> Float[Tensor, "P G"]:
+    """What the advantage is made of."""
+    if shaping is None:
+        return rewards
+    return shaping(rewards, torch.tensor([len(r.generation.token_ids) for r in rollouts]).view_as(rewards))
+
+
 def make_batch(
     rollouts: Sequence[Rollout],
     group_size: int,
@@ -41,6 +50,7 @@ def make_batch(
     seed: int,
     *,
     drop_equal_groups: bool,
+    shaping: RewardShaping | None = None,
 ) -> TokenBatch:
     """The rows of whole groups.
 
@@ -50,10 +60,11 @@ def make_batch(
         advantage: rewards to advantages.
         pad_token_id: what fills the padding.
         seed: of the run, for each token's random number.
-        drop_equal_groups: groups of equal rewards carry no weight, not even in the denominators.
+        drop_equal_groups: groups of equal rewards (the verifier's) carry no weight, not even in the denominators.
+        shaping: of the rewards, before the advantage.
     """
     rewards, valid = rewards_of(rollouts, group_size)
-    advantages = advantage(rewards, valid)
+    advantages = advantage(shaped_rewards(rewards, rollouts, shaping), valid)
     carries = valid & ~equal_groups(rewards, valid).unsqueeze(-1) if drop_equal_groups else valid
     prompt_width = max(len(r.prompt.token_ids) for r in rollouts)
     width = max(len(r.generation.token_ids) for r in rollouts)

@@ -26,6 +26,12 @@ def check_settings(data: RolloutDataModule, advantage: AdvantageEstimator) -> No
             f"prompts_per_step must divide prompts_per_epoch={data.prompts_per_epoch}",
             data.prompts_per_step,
         ),
+        (data.generation_batches >= 1, "generation_batches must be at least 1", data.generation_batches),
+        (
+            data.generation_batches == 1 or data.drop_equal_groups,
+            "generation_batches above 1 needs drop_equal_groups=true: only dropped groups leave places to refill",
+            data.generation_batches,
+        ),
         (data.passes >= 1, "passes must be at least 1", data.passes),
         (data.sampling.temperature > 0, "temperature must be above 0", data.sampling.temperature),
         (data.top_p == 1, "top_p must be 1: what is scored is the whole distribution", data.top_p),

@@ -5,14 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
 
 import torch
 
 from rlvr_lightning.errors import RolloutError
 from rlvr_lightning.models import ModelSource
-from rlvr_lightning.protocols import AdvantageEstimator, RolloutEngine, Verifier
-from rlvr_lightning.rollout.batching import equal_groups, is_usable, make_batch, rewards_of
-from rlvr_lightning.rollout.prompts import derived_seed
+from rlvr_lightning.protocols import AdvantageEstimator, RewardShaping, RolloutEngine, Verifier
+from rlvr_lightning.rollout.batching import equal_groups, is_usable, make_batch, rewards_of, shaped_rewards
+from rlvr_lightning.rollout.prompts import PromptSource, derived_seed
+from rlvr_lightning.rollout.refill import Group, StepCut, refill
 from rlvr_lightning.step import Step
 from rlvr_lightning.types import GenerationRequest, Prompt, Rollout, SamplingSpec, TokenBatch
 from rlvr_lightning.verifiers.grading import grade
@@ -38,17 +41,38 @@ class RolloutReport:
         summed = Step().sum(held.to(device, torch.float32 if device.type == "mps" else torch.float64))
         total = dict(zip(names, summed.tolist(), strict=True))
         responses, graded = max(total["responses"], 1), max(total["graded"], 1)
+        shaped = {"reward/shaped": total["shaped"] / graded} if "shaped" in total else {}
         return {
             "reward/mean": total["reward"] / graded,
+            **shaped,
             "rollout/accuracy": total["correct"] / graded,
             "rollout/responses": total["responses"],
             "rollout/response_tokens": total["tokens"] / responses,
             "rollout/truncated": total["truncated"] / responses,
             "rollout/equal_groups": total["equal_groups"] / max(total["groups"], 1),
             "rollout/dropped": total["dropped"],
+            "rollout/generation_batches": total["batches"] / total["ranks"],
+            "rollout/refilled_groups": total["refilled"],
             "verifier/errors": total["errors"],
             "perf/sampling_tokens_per_s": total["tokens"] / max(total["sampling_s"], 1e-9) * total["ranks"],
         }
+
+
+@dataclass(frozen=True)
+class Collected:
+    """A rollout phase, this rank's part of it.
+
+    Args:
+        rollouts: of each optimizer step, group after group.
+        steps: their tensors.
+        report: of all responses drawn: of the groups learned from alone, the mean reward would hardly ever change.
+        batches: batches of prompts drawn.
+    """
+
+    rollouts: list[list[Rollout]]
+    steps: list[TokenBatch]
+    report: RolloutReport
+    batches: int
 
 
 class Collector:
@@ -63,6 +87,7 @@ class Collector:
         group_size: responses a prompt.
         seed: of the run; each response's own seed derives from it.
         phase: told what is going on.
+        shaping: of the rewards, before the advantage.
     """
 
     def __init__(
@@ -75,9 +100,11 @@ class Collector:
         group_size: int,
         seed: int,
         phase: Phase,
+        shaping: RewardShaping | None = None,
     ) -> None:
         self.source, self.engine, self.verifier, self.advantage = source, engine, verifier, advantage
         self.sampling, self.group_size, self.seed, self.phase = sampling, group_size, seed, phase
+        self.shaping = shaping
 
     def draw(self, prompts: Sequence[Prompt], samples: int, purpose: str) -> list[Rollout]:
         """Graded responses, `samples` for each prompt, group after group.
@@ -105,25 +132,57 @@ class Collector:
         return grade(rollouts, self.verifier)
 
     def collect(
-        self, prompts: Sequence[Sequence[Prompt]], *, drop_equal_groups: bool
-    ) -> tuple[list[list[Rollout]], list[TokenBatch], RolloutReport]:
-        """Rollouts and tensors of each optimizer step, and what there is to report."""
-        start = time.perf_counter()
-        drawn = self.draw([p for step in prompts for p in step], self.group_size, "train")
-        seconds = time.perf_counter() - start
-        groups, steps, report = [], [], RolloutReport()
-        report.add("sampling_s", seconds)
+        self, prompts: PromptSource, start: int, cut: StepCut, generation_batches: int, *, drop_equal_groups: bool
+    ) -> Collected:
+        """Draw a phase. Every rank must call it.
+
+        Args:
+            prompts: the endless order.
+            start: where in it the phase begins.
+            cut: prompts of a batch, and which of them are this rank's.
+            generation_batches: drawn at most; more than one refills what equal rewards leave empty.
+            drop_equal_groups: groups of equal rewards carry no weight.
+        """
+        report = RolloutReport()
+        mine = partial(self._draw_groups, prompts, start, cut, report)
+        if generation_batches == 1:
+            # Every group keeps its place, so nothing has to travel between the ranks.
+            groups, batches = mine(0), 1
+            of_steps: list[Sequence[Group]] = [
+                groups[first : first + cut.share] for first in range(0, len(groups), cut.share)
+            ]
+        else:
+            groups, batches = refill(mine, cut.per_epoch, generation_batches)
+            of_steps = cut.mine(groups)
+        rollouts = [list(chain.from_iterable(of_step)) for of_step in of_steps]
         report.add("ranks", 1)
-        for step in prompts:
-            rollouts, drawn = drawn[: len(step) * self.group_size], drawn[len(step) * self.group_size :]
-            pad = int(self.source.tokenizer.pad_token_id)
-            batch = make_batch(
-                rollouts, self.group_size, self.advantage, pad, self.seed, drop_equal_groups=drop_equal_groups
+        report.add("batches", batches)
+        second = start + cut.per_epoch
+        report.add("refilled", sum(group[0].prompt.index >= second for group in chain.from_iterable(of_steps)))
+        steps = [
+            make_batch(
+                of_step,
+                self.group_size,
+                self.advantage,
+                int(self.source.tokenizer.pad_token_id),
+                self.seed,
+                drop_equal_groups=drop_equal_groups,
+                shaping=self.shaping,
             )
-            groups.append(rollouts)
-            steps.append(batch)
-            self._count(report, rollouts)
-        return groups, steps, report
+            for of_step in rollouts
+        ]
+        return Collected(rollouts, steps, report, batches)
+
+    def _draw_groups(
+        self, prompts: PromptSource, start: int, cut: StepCut, report: RolloutReport, batch: int
+    ) -> list[Group]:
+        """This rank's groups of a batch (0, 1, ...) of the phase."""
+        began = time.perf_counter()
+        of_steps = cut.mine(prompts.take(start + batch * cut.per_epoch, cut.per_epoch))
+        drawn = self.draw(list(chain.from_iterable(of_steps)), self.group_size, "train")
+        report.add("sampling_s", time.perf_counter() - began)
+        self._count(report, drawn)
+        return [drawn[row : row + self.group_size] for row in range(0, len(drawn), self.group_size)]
 
     def _count(self, report: RolloutReport, rollouts: Sequence[Rollout]) -> None:
         verdicts = [rollout.verdict for rollout in rollouts if rollout.verdict is not None]
@@ -135,6 +194,10 @@ class Collector:
         report.add("truncated", sum(rollout.generation.finish_reason == "length" for rollout in rollouts))
         report.add("errors", sum(rollout.error is not None for rollout in rollouts))
         report.add("dropped", sum(not is_usable(rollout) for rollout in rollouts))
-        equal = equal_groups(*rewards_of(rollouts, self.group_size))
+        rewards, valid = rewards_of(rollouts, self.group_size)
+        equal = equal_groups(rewards, valid)
         report.add("groups", len(equal))
         report.add("equal_groups", float(equal.sum()))
+        if self.shaping is not None:
+            judged = torch.tensor([rollout.verdict is not None for rollout in rollouts]).view_as(rewards)
+            report.add("shaped", float(shaped_rewards(rewards, rollouts, self.shaping)[judged].double().sum()))

@@ -77,7 +77,7 @@ def test_batch_pads_prompts_left_and_responses_right() -> None:
         rollout((2, 5, 6), (9, 9), 1.0),
         rollout((2, 5, 6), (9, 1), 1.0),
     ]
-    batch = make_batch(rollouts, 2, GroupRelative(), 0, drop_equal_groups=False)
+    batch = make_batch(rollouts, 2, GroupRelative(), 0, 0, drop_equal_groups=False)
     assert batch.input_ids.tolist() == [
         [0, 2, 5, 7, 8, 1],
         [0, 2, 5, 7, 1, 0],
@@ -97,19 +97,19 @@ def test_what_carries_no_weight() -> None:
     rows = [rollout((2,), (7, 1), reward) for reward in (1.0, 0.0, None)]
     rows.append(rollout((2,), (7, 1), 1.0, logprob=-math.inf))
     rows += [rollout((2,), (7, 1), 1.0)] * 4
-    kept = make_batch(rows, 4, GroupRelative(), 0, drop_equal_groups=False)
+    kept = make_batch(rows, 4, GroupRelative(), 0, 0, drop_equal_groups=False)
     # No verdict and a non-finite log-probability drop the response; its group goes on without it.
     assert kept.loss_mask.any(-1).tolist() == [True, True, False, False, True, True, True, True]
     assert kept.rollout_logprobs.isfinite().all()
     advantage = 0.5 / (math.sqrt(0.5) + 1e-6)
     assert kept.advantages[:2, 0].tolist() == pytest.approx([advantage, -advantage])
-    dropped = make_batch(rows, 4, GroupRelative(), 0, drop_equal_groups=True)
+    dropped = make_batch(rows, 4, GroupRelative(), 0, 0, drop_equal_groups=True)
     assert dropped.loss_mask.any(-1).tolist() == [True, True] + [False] * 6
 
 
 def test_buffer_comes_back_as_it_was(tmp_path: Path) -> None:
     batch = make_batch(
-        [rollout((2,), (7, 1), 1.0), rollout((2,), (8, 1), 0.0)], 2, GroupRelative(), 0, drop_equal_groups=True
+        [rollout((2,), (7, 1), 1.0), rollout((2,), (8, 1), 0.0)], 2, GroupRelative(), 0, 0, drop_equal_groups=True
     )
     save_buffer(tmp_path / "b.pt", [batch], {"reward/mean": 0.5}, 6)
     (loaded,), report = load_buffer(tmp_path / "b.pt", 6)

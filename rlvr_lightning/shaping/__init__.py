@@ -1,0 +1,1 @@
+"""What is added to the verifier's reward before the advantage."""
