@@ -15,14 +15,20 @@ from lightning.pytorch.callbacks import Callback
 import rlvr_lightning
 
 PACKAGES = ("lightning", "torch", "transformers", "vllm", "hydra-core", "torchmetrics", "peft", "math-verify")
+# Title, the names that belong here, unit, scale.
 PANELS = (
-    ("reward", ("reward/",), "reward"),
-    ("accuracy", ("rollout/accuracy", "val/avg_at_k", "val/pass_at_k"), "probability"),
-    ("entropy", ("policy/entropy/",), "nats"),
-    ("clip fraction", ("policy/clip_frac/",), "share of tokens"),
-    ("KL", ("policy/kl_ref/", "policy/kl_old"), "nats"),
-    ("response length", ("rollout/response_tokens",), "tokens"),
+    ("reward", ("reward/",), "reward", "linear"),
+    ("accuracy", ("rollout/accuracy", "val/avg_at_k", "val/pass_at_k"), "probability", "linear"),
+    ("response length", ("rollout/response_tokens",), "tokens", "linear"),
+    ("entropy", ("policy/entropy/",), "nats", "linear"),
+    ("clip fraction", ("policy/clip_frac/",), "share of tokens", "linear"),
+    ("KL", ("policy/kl_ref/", "policy/kl_old/"), "nats", "linear"),
+    ("entropy flow", ("policy/quadrant_flow/", "policy/entropy_flow"), "nats a unit step", "linear"),
+    ("quadrants", ("policy/quadrant_share/",), "share of tokens", "log"),
+    ("sampled tokens by probability (lower edge)", ("policy/prob_hist/",), "share of tokens", "log"),
 )
+# Lines a legend has room for inside a panel, with whole names.
+MANY = 8
 
 
 class ProvenanceCallback(Callback):
@@ -93,27 +99,31 @@ def read_series(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def draw_curves(folder: Path) -> Path | None:
-    """Reward, accuracy, entropy, clip fraction and KL over the optimizer steps; None where nothing was logged."""
+    """The panels over the optimizer steps; None where nothing was logged."""
     from matplotlib.figure import Figure
 
     series = read_series(folder)
     panels = [
-        (title, unit, names)
-        for title, prefixes, unit in PANELS
+        (title, unit, scale, names)
+        for title, prefixes, unit, scale in PANELS
         if (names := [name for name in sorted(series) if name.startswith(prefixes)])
     ]
     if not panels:
         return None
     rows = (len(panels) + 2) // 3
     figure = Figure(figsize=(14, 3.6 * rows), layout="constrained")
-    for index, (title, unit, names) in enumerate(panels, 1):
+    for index, (title, unit, scale, names) in enumerate(panels, 1):
         axes = figure.add_subplot(rows, 3, index)
         for name in names:
             steps, values = zip(*series[name], strict=True)
-            axes.plot(steps, values, label=name, marker="o" if len(steps) < 15 else None, linewidth=1.2)
+            label = name.rsplit("/", 1)[-1] if len(names) > MANY else name
+            axes.plot(steps, values, label=label, marker="o" if len(steps) < 15 else None, linewidth=1.2)
         axes.set(title=title, xlabel="optimizer step", ylabel=unit)
+        if scale == "log":
+            axes.set_yscale(scale, nonpositive="mask")
         axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
+        beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5)} if len(names) > MANY else {}
+        axes.legend(fontsize="small", **beside)
     path = folder / "curves.png"
     figure.savefig(path, dpi=90)
     return path
