@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
@@ -44,6 +44,7 @@ class DerivedNumbers:
             ("model", f"{cfg.model.path}, {parameters(cfg)}, {cfg.model.dtype}"),
             ("task, verifier", f"{_name(cfg.task)}, {_name(cfg.verifier)}"),
             ("objective", f"{_name(cfg.partitioner)} + {_name(cfg.constraint)} + regularizers: {regularizers}"),
+            *controller_row(cfg),
             ("aggregation, variant", f"{_name(cfg.aggregator)}, {cfg.variant}"),
             ("prompts x group", f"{rollout.prompts_per_epoch} x {rollout.group_size}"),
             ("responses per epoch", f"{responses:,}{refilled}"),
@@ -75,6 +76,19 @@ def first_rank() -> bool:
 
 def _name(node: DictConfig) -> str:
     return str(node._target_).rpartition(".")[2]
+
+
+def controller_row(cfg: DictConfig) -> tuple[tuple[str, str], ...]:
+    """What drives which number; no row where nothing does.
+
+    Raises:
+        ConfigError: the number is not named.
+    """
+    if not cfg.controller:
+        return ()
+    if OmegaConf.is_missing(cfg.controller, "drives"):
+        raise ConfigError("controller.drives must be given: controller.drives=...")
+    return (("controller", f"{_name(cfg.controller)} drives {cfg.controller.drives}"),)
 
 
 def _engine(cfg: DictConfig) -> str:

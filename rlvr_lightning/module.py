@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
-import lightning as L
 import torch
 from torch import Tensor
-from torchmetrics import SumMetric
 
 from rlvr_lightning.aggregators import SequenceMeanTokenMean
 from rlvr_lightning.constraints.clip_kl import ClipKL
+from rlvr_lightning.controllers.driver import Driver
+from rlvr_lightning.controllers.protocol import Controller
 from rlvr_lightning.diagnostics import Diagnostics
 from rlvr_lightning.errors import CheckpointError, ConfigError
-from rlvr_lightning.metrics import AvgAtK, PassAtK
+from rlvr_lightning.evaluation import EvaluatedModule
 from rlvr_lightning.models import ModelSource
 from rlvr_lightning.objective import Objective
 from rlvr_lightning.optim import OptimSettings
@@ -29,13 +29,10 @@ from rlvr_lightning.protocols import Aggregator, ConstraintPolicy, Correction, R
 from rlvr_lightning.scoring import Scorer
 from rlvr_lightning.step import Step
 from rlvr_lightning.strategies.sharding import shard
-from rlvr_lightning.types import Prompt, Rollout, TokenBatch
-
-if TYPE_CHECKING:
-    from rlvr_lightning.datamodule import RolloutDataModule
+from rlvr_lightning.types import TokenBatch
 
 
-class RLVRModule(L.LightningModule):
+class RLVRModule(EvaluatedModule):
     """A policy trained with a composed objective.
 
     Args:
@@ -49,6 +46,7 @@ class RLVRModule(L.LightningModule):
         temperature: divides the logits; must be the sampling temperature.
         micro_batch_size: responses in memory at a time.
         eval_samples: k of avg@k and pass@k: responses to each held-out problem.
+        controller: moves one number of one component once an optimizer step; none by default.
 
     Raises:
         ConfigError: a setting is out of range or components do not fit together.
@@ -66,8 +64,9 @@ class RLVRModule(L.LightningModule):
         temperature: float = 1.0,
         micro_batch_size: int = 64,
         eval_samples: int = 8,
+        controller: Controller | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(eval_samples)
         self.automatic_optimization = False
         if micro_batch_size < 1:
             raise ConfigError(f"trainer.micro_batch_size must be at least 1; got {micro_batch_size}")
@@ -80,26 +79,14 @@ class RLVRModule(L.LightningModule):
             aggregator or SequenceMeanTokenMean(),
             correction,
         )
-        self.policy_version = 0
+        self.driver = None if controller is None else Driver(controller, self.objective)
         self.epoch_metrics: dict[str, float] = {}
-        self.predictions: list[Rollout] = []
-        self.baseline: dict[str, float] = {}
-        self.evaluation: dict[str, float] = {}
-        self.evaluated_version = -1
         self.diagnostics = Diagnostics(self.objective)
-        self.eval_metrics = torch.nn.ModuleDict({"avg": AvgAtK(eval_samples), "pass": PassAtK(eval_samples)})
-        self.eval_samples = eval_samples
-        self.eval_errors = SumMetric()
-        self.num_unjudged = 0
         self.policy: Policy
         # Outside the module tree: the frozen reference is no state of the run, its folder is.
         self._reference: list[Policy] = []
         self.scorer: Scorer
         self._fingerprint = ""
-
-    @property
-    def _data(self) -> RolloutDataModule:
-        return cast("RolloutDataModule", self.trainer.datamodule)  # type: ignore[attr-defined]
 
     def configure_model(self) -> None:
         """Load policy and reference, sharded where the strategy has a device mesh. A second call does nothing."""
@@ -143,8 +130,12 @@ class RLVRModule(L.LightningModule):
                 # Ranks average their gradients; the loss is a sum over ranks.
                 self.manual_backward(output.loss * self.trainer.world_size)
             self.diagnostics.observe(stats, output, plan.rows(rows))
+            if self.driver is not None:
+                self.driver.observe(stats, plan.rows(rows))
             total += output.loss.detach().to(total.dtype)
         self._update(optimizer)
+        if self.driver is not None:
+            self.driver.advance(self.policy_version, (self.trainer.max_epochs or 0) * self._data.steps_per_epoch)
         return Step().sum(total)
 
     def _update(self, optimizer: Any) -> None:
@@ -182,45 +173,12 @@ class RLVRModule(L.LightningModule):
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """After the epoch's last step gather its means: callbacks read them before `on_train_epoch_end`."""
         if self.trainer.is_last_batch:
-            self.epoch_metrics = {**self._data.report, **self.diagnostics.drain()}
+            driven = {} if self.driver is None else self.driver.metrics()
+            self.epoch_metrics = {**self._data.report, **self.diagnostics.drain(), **driven}
 
     def on_train_epoch_end(self) -> None:
         """Log the epoch's means, of tokens and of rollouts."""
         self.log_dict(self.epoch_metrics)
-
-    def on_validation_epoch_start(self) -> None:
-        """Sample from the current weights."""
-        self._data.sync_engine()
-
-    def validation_step(self, prompts: list[Prompt], batch_idx: int) -> None:
-        """Grade `eval_samples` responses to each prompt; one without a verdict is not right, and is counted apart."""
-        rollouts = self._data.evaluate(prompts)
-        self.eval_errors.update(sum(rollout.verdict is None for rollout in rollouts))
-        correct = [rollout.verdict is not None and rollout.verdict.correct for rollout in rollouts]
-        table = torch.tensor(correct, device=self.device).view(-1, self.eval_samples)
-        for metric in self.eval_metrics.values():
-            cast(AvgAtK, metric).update(table)
-
-    def on_validation_epoch_end(self) -> None:
-        """Log avg@k and pass@k; those before the first step are the baseline."""
-        self.evaluation = {name: float(cast(AvgAtK, m).compute()) for name, m in self.eval_metrics.items()}
-        for metric in self.eval_metrics.values():
-            cast(AvgAtK, metric).reset()
-        self.evaluated_version = self.policy_version
-        if self.policy_version == 0:
-            self.baseline = dict(self.evaluation)
-        self.num_unjudged = int(self.eval_errors.compute())
-        self.eval_errors.reset()
-        self.log_dict({f"val/{name}_at_k": value for name, value in self.evaluation.items()})
-        self.log("val/verifier_errors", float(self.num_unjudged))
-
-    on_test_epoch_start = on_predict_epoch_start = on_validation_epoch_start
-    test_step = validation_step
-    on_test_epoch_end = on_validation_epoch_end
-
-    def predict_step(self, prompts: list[Prompt], batch_idx: int) -> None:
-        """Graded responses to each prompt, kept in `predictions` (Lightning's own collection takes tensors alone)."""
-        self.predictions.extend(self._data.evaluate(prompts))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what changes results and is no tensor."""
@@ -229,13 +187,15 @@ class RLVRModule(L.LightningModule):
             "fingerprint": self._fingerprint,
             "baseline": self.baseline,
             "epoch_metrics": self.epoch_metrics,
+            "controller": None if self.driver is None else self.driver.state_dict(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on from there.
 
         Raises:
-            CheckpointError: it is not a checkpoint of this project, or was trained from another model.
+            CheckpointError: it is not a checkpoint of this project, or was trained from another model or with
+                another controller.
         """
         if "rlvr" not in checkpoint:
             raise CheckpointError("the checkpoint was not written by rlvr_lightning")
@@ -247,3 +207,5 @@ class RLVRModule(L.LightningModule):
             )
         self.policy_version, self.baseline = state["policy_version"], state["baseline"]
         self.epoch_metrics = state["epoch_metrics"]
+        if self.driver is not None and state.get("controller") is not None:
+            self.driver.load_state_dict(state["controller"])

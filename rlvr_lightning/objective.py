@@ -70,6 +70,8 @@ class Objective:
     ) -> None:
         self.partitioner, self.constraint, self.aggregator = partitioner, constraint, aggregator
         self.regularizers, self.correction = dict(regularizers), correction
+        # Set where a driven coefficient is 0 now and will not stay so.
+        self.always_ref = False
         check_composition(partitioner, constraint, self.regularizers, correction)
         constraint.bind(partitioner.parts)
 
@@ -85,7 +87,7 @@ class Objective:
     @property
     def requires_ref(self) -> bool:
         """Whether reference log-probabilities are needed."""
-        return any(part.requires_ref for part in self._components)
+        return self.always_ref or any(part.requires_ref for part in self._components)
 
     @property
     def on_policy_only(self) -> bool:

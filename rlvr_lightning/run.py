@@ -134,6 +134,7 @@ def build_module(cfg: DictConfig, source: ModelSource) -> RLVRModule:
         temperature=cfg.rollout.temperature,
         micro_batch_size=cfg.trainer.micro_batch_size,
         eval_samples=cfg.rollout.eval_samples,
+        controller=component(cfg, "controller") if cfg.controller else None,
     )
 
 

@@ -21,6 +21,7 @@ COMPONENTS = (
     "advantage",
     "aggregator",
     "constraint",
+    "controller",
     "engine",
     "partitioner",
     "regularizer",
@@ -29,7 +30,7 @@ COMPONENTS = (
     "verifier",
 )
 FULL_SIZE = ("archer_code_1_5b", "archer_math_1_5b", "lp_reg_qwen3_14b", "lp_reg_qwen2_5_32b")
-TINY = ("archer", "lp_reg", "archer_lp_reg", "grpo", "dapo")
+TINY = ("archer", "lp_reg", "archer_lp_reg", "grpo", "dapo", "entropy_bonus", "flexible_clip", "archer_controlled")
 
 
 def members(group: str) -> list[str]:
@@ -47,7 +48,8 @@ def choose(group: str, name: str) -> DictConfig:
     extra = ["partitioner=entropy_quantile"] if (group, name) == ("constraint", "archer") else []
     file = ["task.path=x.jsonl"] if group == "task" and name == "jsonl" else []
     file += ["task.path=x"] if group == "task" and name == "huggingface" else []
-    return compose([f"{group}={value}", *extra, *file])
+    driven = ["controller.drives=constraint.clip_high"] if group == "controller" and name != "none" else []
+    return compose([f"{group}={value}", *extra, *file, *driven])
 
 
 @pytest.mark.parametrize(("group", "name"), component_yamls())
