@@ -280,18 +280,21 @@ def main(arguments: list[str]) -> int:
         return 2
     files = sorted(Path(arguments[0]).glob("*.safetensors"))
     table = Table("case", "check", "error", "tolerance", "", title=f"{len(files)} cases", title_justify="left")
-    failed = 0
+    failed, messages = 0, []
     for path in files:
         try:
             found = list(checks(*read(path)))
         except (RLVRError, KeyError, RuntimeError) as error:
             found = []
-            table.add_row(path.stem, f"{type(error).__name__}: {error}", "", "", "[red]fails")
+            table.add_row(path.stem, "not computed, see below", "", "", "[red]fails")
+            messages.append(f"{path.stem}: {type(error).__name__}: {error}")
         for check in found:
             mark = "passes" if check.passed else "[red]fails"
             table.add_row(path.stem, check.name, f"{check.error:.1e}", f"{check.tolerance:.0e}", mark)
         failed += not found or not all(check.passed for check in found)
     console.print(table)
+    for message in messages:
+        console.print(message, soft_wrap=True, markup=False)
     console.print(f"{len(files) - failed} of {len(files)} cases pass")
     return int(failed > 0 or not files)
 
