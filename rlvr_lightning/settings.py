@@ -37,11 +37,9 @@ class Setting:
                 f"controller.drives={path}: advantages are made once a rollout phase, before its optimizer steps, so "
                 "a controller cannot move their settings"
             )
-        numbers = list(_numbers(_roles(objective)))
-        if path not in numbers:
-            raise ConfigError(
-                f"controller.drives={path} is no number of this run's components; {nearest(path, numbers)}"
-            )
+        known = numbers(objective)
+        if path not in known:
+            raise ConfigError(f"controller.drives={path} is no number of this run's components; {nearest(path, known)}")
 
     @property
     def value(self) -> float:
@@ -99,6 +97,11 @@ class Setting:
                 )
             requires_ref |= any(part.requires_ref for part in _components(component))
         return requires_ref
+
+
+def numbers(objective: Objective) -> list[str]:
+    """Paths of all numbers of an objective's components."""
+    return list(_numbers(_roles(objective)))
 
 
 def _roles(objective: Objective) -> dict[str, Any]:

@@ -1,0 +1,231 @@
+"""Any number of any component by its path, and the driver that measures the entropy and sets one of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from objectives import MEAN, OBJECTIVES
+
+from rlvr_lightning.constraints.clip_kl import ClipKL
+from rlvr_lightning.constraints.flexible_clip import FlexibleClip
+from rlvr_lightning.constraints.only_part import OnlyPart
+from rlvr_lightning.controllers import driver as driver_module
+from rlvr_lightning.controllers.driver import Driver
+from rlvr_lightning.controllers.oscillating_decay import OscillatingDecay
+from rlvr_lightning.controllers.protocol import Controller
+from rlvr_lightning.controllers.stepwise import Stepwise
+from rlvr_lightning.controllers.target import Target
+from rlvr_lightning.corrections.tis import TIS
+from rlvr_lightning.errors import CheckpointError, ConfigError
+from rlvr_lightning.objective import Objective
+from rlvr_lightning.partitioners.entropy_quantile import EntropyQuantile
+from rlvr_lightning.partitioners.single import SinglePart
+from rlvr_lightning.regularizers.entropy_bonus import EntropyBonus
+from rlvr_lightning.regularizers.lp_reg import LpReg
+from rlvr_lightning.settings import Setting, numbers
+from rlvr_lightning.types import MaskCount, StepPlan, TokenStats
+
+
+def objective(**changes: Any) -> Objective:
+    """Two parts, a number for each; two regularizers; a correction."""
+    clip_high = {"knowledge": 0.2, "reasoning": 0.5}
+    settings: dict[str, Any] = {"constraint": ClipKL(clip_high=clip_high), "correction": TIS(2.0), **changes}
+    regularizers = {"entropy_bonus": EntropyBonus(0.01), "lp_reg": LpReg(0.1)}
+    return Objective(EntropyQuantile(), settings["constraint"], regularizers, MEAN, settings["correction"])
+
+
+def test_every_number_of_an_objective_has_a_path() -> None:
+    assert numbers(objective()) == [
+        "partitioner.quantile",
+        "constraint.clip_low",
+        "constraint.clip_high.knowledge",
+        "constraint.clip_high.reasoning",
+        "constraint.kl_coef",
+        "regularizer.entropy_bonus.coef",
+        "regularizer.lp_reg.quantile",
+        "regularizer.lp_reg.threshold",
+        "regularizer.lp_reg.coef",
+        "regularizer.lp_reg.temperature",
+        "regularizer.lp_reg.support",
+        "correction.most",
+    ]
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_any_number_of_any_component_can_be_set_to_another_and_back(name: str) -> None:
+    held = OBJECTIVES[name](MEAN)
+    for path in numbers(held):
+        setting = Setting(held, path)
+        before, others = setting.value, {other: Setting(held, other).value for other in numbers(held) if other != path}
+        setting.set(before * 0.999)
+        assert setting.value == before * 0.999, path
+        assert {other: Setting(held, other).value for other in others} == others
+        setting.set(before)
+        assert setting.value == before
+
+
+def test_a_part_a_wrapped_component_and_a_regularizer_are_set_alone() -> None:
+    held = objective()
+    constraint = held.constraint
+    Setting(held, "constraint.clip_high.reasoning").set(0.7)
+    assert held.constraint.clip_high == {"knowledge": 0.2, "reasoning": 0.7}  # type: ignore[attr-defined]
+    assert held.constraint.parts == ("knowledge", "reasoning")  # type: ignore[attr-defined]
+    assert constraint.clip_high["reasoning"] == 0.5  # type: ignore[attr-defined]
+    bonus = held.regularizers["entropy_bonus"]
+    Setting(held, "regularizer.lp_reg.quantile").set(0.3)
+    assert held.regularizers["lp_reg"].quantile == 0.3  # type: ignore[attr-defined]
+    assert held.regularizers["entropy_bonus"] is bonus
+    wrapped = objective(constraint=OnlyPart("reasoning", ClipKL(dual_clip=3.0)))
+    Setting(wrapped, "constraint.constraint.clip_high").set(0.6)
+    inner = wrapped.constraint.constraint  # type: ignore[attr-defined]
+    assert (inner.clip_high, inner.dual_clip, inner.parts) == (0.6, 3.0, ("knowledge", "reasoning"))
+    with pytest.raises(ConfigError, match="ClipKL.clip_high must be in"):
+        Setting(wrapped, "constraint.constraint.clip_high").set(-1)
+    assert inner.clip_high == 0.6
+
+
+def refusal(controller: Controller, **changes: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        Driver(controller, objective(**changes))
+    return str(caught.value)
+
+
+def test_what_cannot_be_driven_is_refused_in_one_line() -> None:
+    assert refusal(Target("constraint.clip_hgih.reasoning")) == (
+        "controller.drives=constraint.clip_hgih.reasoning is no number of this run's components; did you mean "
+        "constraint.clip_high.reasoning or constraint.clip_high.knowledge or constraint.clip_low?"
+    )
+    for path in (PATH, "constraint.dual_clip", "constraint.variant", "constraint.parts", "task.seed"):
+        expected = f"controller.drives={path} is no number of this run's components; "
+        assert refusal(Target(path)).startswith(expected)
+    assert refusal(Target("advantage.eps")) == (
+        "controller.drives=advantage.eps: advantages are made once a rollout phase, before its optimizer steps, so a "
+        "controller cannot move their settings"
+    )
+    assert refusal(Target("partitioner.quantile")) == (
+        "partitioner.quantile cannot be controller.least=0.0: EntropyQuantile.quantile must be in (0, 1); got 0.0"
+    )
+    assert refusal(Target("constraint.clip_low", most=2)) == (
+        "constraint.clip_low cannot be controller.most=2: ClipKL.clip_low must be in [0, 1]; got 2"
+    )
+    assert refusal(Target("regularizer.lp_reg.threshold", least=0.01, most=0.1)) == (
+        "controller.drives=regularizer.lp_reg.threshold: what is computed of a rollout's tokens depends on it, once for "
+        "all optimizer steps of the phase, so a controller cannot move it"
+    )
+    assert refusal(Target("constraint.clip_low", part="all")) == (
+        "controller.part=all is not a part; the partitioner makes knowledge, reasoning"
+    )
+    assert refusal(Target("constraint.clip_low", least=0.3)) == (
+        "constraint.clip_low begins at 0.2, outside controller.least=0.3 and controller.most=1: set one of the three, "
+        "or controller.initial"
+    )
+
+
+class Forgetful(FlexibleClip):
+    """Keeps one of its arguments under another name."""
+
+    def __init__(self, beta_high: float = 0.4, width: float = 0.3) -> None:
+        super().__init__(beta_high=beta_high)
+        self.other = width
+
+
+def test_a_component_that_cannot_be_built_anew_is_refused() -> None:
+    assert refusal(Target("constraint.beta_high", least=0.35), constraint=Forgetful()).endswith(
+        "Forgetful does not keep its argument width as an attribute, so a controller cannot build it anew with another "
+        "value"
+    )
+
+
+def test_a_driven_coefficient_of_the_reference_makes_it_needed_at_once() -> None:
+    held = objective()
+    assert not held.requires_ref
+    Driver(Target("constraint.clip_low"), held)
+    assert not held.requires_ref
+    Driver(Target("constraint.kl_coef", direction=-1), held)
+    assert held.constraint.kl_coef == 0.0  # type: ignore[attr-defined]
+    assert held.requires_ref
+
+
+def micro_batches() -> list[tuple[TokenStats, StepPlan]]:
+    """Three, of 2 x 3, 1 x 3 and 3 x 3 tokens; masked positions hold nan."""
+    entropy = torch.arange(18, dtype=torch.float32).view(6, 3) / 10
+    mask = torch.tensor([[1, 1, 0], [1, 0, 0], [1, 1, 1], [0, 0, 0], [1, 1, 0], [1, 0, 0]]).bool()
+    part = torch.tensor([[0, 1, 0], [1, 0, 0], [0, 0, 0], [0, 0, 0], [1, 0, 0], [0, 0, 0]])
+    entropy[~mask] = torch.nan
+    zeros = torch.zeros(6, 3)
+    stats = TokenStats(zeros, zeros, zeros, mask, statistics={"entropy": entropy})
+    masks = {"response": mask, "knowledge": mask & (part == 0), "reasoning": mask & (part == 1)}
+    count = MaskCount(torch.tensor(9.0), torch.tensor(5.0))
+    plan = StepPlan(part, {}, masks, dict.fromkeys(masks, count))
+    cut = []
+    for rows in (slice(0, 2), slice(2, 3), slice(3, 6)):
+        micro = replace(stats, loss_mask=mask[rows], statistics={"entropy": entropy[rows]})
+        cut.append((micro, plan.rows(rows)))
+    return cut
+
+
+@pytest.mark.parametrize(
+    ("part", "tokens"),
+    [(None, [0, 1, 3, 6, 7, 8, 12, 13, 15]), ("knowledge", [0, 6, 7, 8, 13, 15]), ("reasoning", [1, 3, 12])],
+)
+def test_the_entropy_is_the_mean_over_the_steps_tokens(part: str | None, tokens: list[int]) -> None:
+    driver = Driver(Target("constraint.clip_low", kp=0.1, ki=0.0, target=1.0, part=part), objective())
+    assert driver.metrics() == {"controller/constraint.clip_low": 0.2}
+    for stats, plan in micro_batches():
+        driver.observe(stats, plan)
+    driver.advance(1, 10)
+    mean = sum(tokens) / len(tokens) / 10
+    assert driver.entropy == pytest.approx(mean, rel=1e-7)
+    assert driver.value == pytest.approx(0.2 + 0.1 * (1 - mean), rel=1e-7)
+    assert driver.metrics() == {"controller/constraint.clip_low": driver.value, "controller/entropy": driver.entropy}
+
+
+class WithAnotherRank:
+    """A step of two ranks, the other of which has 7 tokens of entropy 2."""
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        return values + values.new_tensor([14.0, 7.0])
+
+
+def test_all_ranks_tokens_count_and_a_step_without_any_moves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Driver(Stepwise("constraint.clip_low", step=0.01, initial=None, most=1.0), objective())
+    stats, plan = micro_batches()[0]
+    with monkeypatch.context() as patch:
+        patch.setattr(driver_module, "Step", WithAnotherRank)
+        driver.observe(stats, plan)
+        driver.advance(1, 10)
+    assert driver.entropy == pytest.approx((0.0 + 0.1 + 0.3 + 14) / 10)
+    assert driver.value == pytest.approx(0.19)
+    before = driver.state_dict()
+    empty = replace(plan, masks={name: torch.zeros_like(mask) for name, mask in plan.masks.items()})
+    driver.observe(stats, empty)
+    driver.advance(2, 10)
+    broken = replace(stats, statistics={"entropy": torch.full((2, 3), torch.nan)})
+    driver.observe(broken, plan)
+    driver.advance(3, 10)
+    assert driver.state_dict() == before
+
+
+def test_a_drivers_state_is_its_own() -> None:
+    driver, other = (Driver(Target("constraint.clip_low"), objective()) for _ in range(2))
+    for stats, plan in micro_batches():
+        driver.observe(stats, plan)
+    driver.advance(1, 10)
+    other.load_state_dict(driver.state_dict())
+    assert other.state_dict() == driver.state_dict()
+    assert other.value == driver.value != 0.2
+    with pytest.raises(CheckpointError) as caught:
+        Driver(Stepwise(initial=None), objective()).load_state_dict(driver.state_dict())
+    assert str(caught.value) == (
+        "in the checkpoint Target drives constraint.clip_low, but here Stepwise drives regularizer.entropy_bonus.coef: a "
+        "run keeps its controller"
+    )
+
+
+def test_a_driver_begins_where_the_controller_does() -> None:
+    held = Objective(SinglePart(), FlexibleClip(), {}, MEAN)
+    driver = Driver(OscillatingDecay(), held)
+    assert driver.value == held.constraint.beta_high == 0.35  # type: ignore[attr-defined]
