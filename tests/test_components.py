@@ -10,11 +10,26 @@ from conftest import random_stats
 
 from rlvr_lightning.advantages.group_relative import GroupRelative
 from rlvr_lightning.aggregators import SequenceMeanTokenMean, SequenceMeanTokenSum, TokenMean
+from rlvr_lightning.constraints.aspo import ASPO
 from rlvr_lightning.constraints.capped_ratio import CappedRatio
+from rlvr_lightning.constraints.ce_gppo import CEGPPO
+from rlvr_lightning.constraints.cispo import CISPO
+from rlvr_lightning.constraints.clip_cov import ClipCov
 from rlvr_lightning.constraints.clip_kl import ClipKL
+from rlvr_lightning.constraints.gmpo import GMPO
+from rlvr_lightning.constraints.gspo import GSPO
+from rlvr_lightning.constraints.opefo import OPEFO
+from rlvr_lightning.constraints.sapo import SAPO
+from rlvr_lightning.corrections.mis import MIS
+from rlvr_lightning.corrections.tis import TIS
 from rlvr_lightning.errors import ConfigError
-from rlvr_lightning.partitioners.entropy_quantile import EntropyQuantile, row_quantile
+from rlvr_lightning.partitioners.entropy_quantile import EntropyQuantile
+from rlvr_lightning.partitioners.random_share import RandomShare
+from rlvr_lightning.partitioners.top_entropy import TopEntropy
+from rlvr_lightning.regularizers.entropy_bonus import EntropyBonus
+from rlvr_lightning.regularizers.kl_cov import KLCov
 from rlvr_lightning.regularizers.lp_reg import LpReg
+from rlvr_lightning.responses import count_responses, response_lengths, response_mean, response_quantile
 from rlvr_lightning.step import Step
 from rlvr_lightning.types import MaskCount, TokenStats
 
@@ -33,6 +48,25 @@ from rlvr_lightning.types import MaskCount, TokenStats
         (lambda: LpReg(quantile=0), r"LpReg.quantile must be in \(0, 1\); got 0"),
         (lambda: LpReg(threshold=1), r"LpReg.threshold must be in \(0, 1\); got 1"),
         (lambda: LpReg(coef=-1), "LpReg.coef must be at least 0; got -1"),
+        (lambda: LpReg(threshold_kind="x"), "LpReg.threshold_kind must be one of relative, absolute; got 'x'"),
+        (lambda: LpReg(support=0), "LpReg.support must be at least 1, temperature above 0; got 0 and 1.0"),
+        (lambda: KLCov(1.0), r"KLCov.share must be in \(0, 1\); got 1.0"),
+        (lambda: KLCov(coef=-1), "KLCov.coef must be at least 0; got -1"),
+        (lambda: EntropyBonus(-1), "EntropyBonus.coef must be at least 0; got -1"),
+        (lambda: GSPO(-1), r"GSPO.clip_low must be in \[0, 1\]; got -1"),
+        (lambda: GMPO(clip_high=-1), r"GMPO.clip_high must be in \[0, inf\]; got -1"),
+        (lambda: CISPO({"a": 2}), r"CISPO.clip_low must be in \[0, 1\]; got 2"),
+        (lambda: SAPO(tau_neg=0), "SAPO.tau_neg must be above 0; got 0"),
+        (lambda: ClipCov(0), r"ClipCov.share must be in \(0, 1\); got 0"),
+        (lambda: ClipCov(lowest=5), "ClipCov.lowest must be below highest=5.0; got 5"),
+        (lambda: ASPO(dual_clip=1), "ASPO.dual_clip must be above 1; got 1"),
+        (lambda: CEGPPO(beta_low=-1), r"CEGPPO.beta_low must be in \[0, inf\]; got -1"),
+        (lambda: OPEFO(2), r"OPEFO.strength must be in \[0, 1\]; got 2"),
+        (lambda: TIS(0.5), "TIS.most must be at least 1; got 0.5"),
+        (lambda: MIS(1.5, 2), "MIS.least and MIS.most must enclose 1, above 0; got 1.5 and 2"),
+        (lambda: TopEntropy(1), r"TopEntropy.share must be in \(0, 1\); got 1"),
+        (lambda: TopEntropy(when="x"), "TopEntropy.when must be rollout or update; got 'x'"),
+        (lambda: RandomShare(0), r"RandomShare.share must be in \(0, 1\); got 0"),
         (lambda: SequenceMeanTokenSum(0), "SequenceMeanTokenSum.length must be above 0; got 0"),
         (lambda: GroupRelative(epsilon=0), "GroupRelative.epsilon must be above 0; got 0"),
     ],
@@ -68,23 +102,36 @@ def test_response_scope_does_not_depend_on_how_high_a_response_is_overall() -> N
     assert EntropyQuantile(0.7, "batch")(stats, Step()).tolist() == [[0, 0, 0, 0], [0, 1, 1, 1]]
 
 
-def test_row_quantile_is_torch_quantile_of_each_row() -> None:
+def test_response_quantile_is_torch_quantile_of_each_response() -> None:
     stats = random_stats(7)
     values = stats.old_statistics["entropy"]
-    found = row_quantile(values, stats.loss_mask, 0.35)
-    for row, threshold in enumerate(found):
-        torch.testing.assert_close(threshold, torch.quantile(values[row][stats.loss_mask[row]], 0.35))
-    assert float(row_quantile(values, torch.zeros_like(stats.loss_mask), 0.35)[0]) == torch.inf
+    found = response_quantile(values, stats.loss_mask, 0.35, None)
+    for row in range(len(values)):
+        expected = torch.quantile(values[row][stats.loss_mask[row]], 0.35)
+        torch.testing.assert_close(found[row], expected.expand(values.shape[1]))
+    assert float(response_quantile(values, torch.zeros_like(stats.loss_mask), 0.35, None)[0, 0]) == torch.inf
+
+
+def test_reductions_over_the_responses_of_a_packed_row() -> None:
+    values = torch.tensor([[5.0, 1.0, 2.0, 9.0, 7.0, 3.0]], dtype=torch.float64)
+    mask = torch.tensor([[True, True, False, True, True, False]])
+    segments = torch.tensor([[0, 0, 1, 1, 1, 2]])
+    assert response_lengths(mask, segments).tolist() == [[2, 2, 2, 2, 2, 0]]
+    assert response_mean(values, mask, segments).tolist() == [[3, 3, 8, 8, 8, 0]]
+    assert response_quantile(values, mask, 0.25, segments).tolist() == [[2, 2, 7.5, 7.5, 7.5, torch.inf]]
+    assert int(count_responses(mask, segments)) == 2
+    assert int(count_responses(mask, None)) == 1
 
 
 def test_weights_of_the_aggregators() -> None:
     mask = torch.tensor([[True, True, True], [True, False, False]])
+    lengths = response_lengths(mask, None)
     count = MaskCount(tokens=torch.tensor(8.0).double(), rows=torch.tensor(4.0).double())
-    assert TokenMean()(mask, count).tolist() == [[0.125] * 3, [0.125, 0, 0]]
+    assert TokenMean()(mask, lengths, count).tolist() == [[0.125] * 3, [0.125, 0, 0]]
     twelfth = 1 / 12
-    by_response = SequenceMeanTokenMean()(mask, count)
+    by_response = SequenceMeanTokenMean()(mask, lengths, count)
     torch.testing.assert_close(by_response, torch.tensor([[twelfth] * 3, [0.25, 0.0, 0.0]], dtype=torch.float64))
-    summed = SequenceMeanTokenSum(10.0)(mask, count)
+    summed = SequenceMeanTokenSum(10.0)(mask, lengths, count)
     torch.testing.assert_close(summed, mask * torch.tensor(0.025, dtype=torch.float64), rtol=1e-6, atol=0)
 
 

@@ -22,7 +22,7 @@ SIZES = (
     "trainer.val_every_n_epochs=1000",
     "task.num_held_out=4",
     "rollout.eval_samples=1",
-    "rollout.prompts_per_epoch=16",
+    "rollout.prompts_per_epoch=8",
 )
 
 
@@ -36,7 +36,7 @@ def experiments() -> list[str]:
 def test_it_learns(name: str, tmp_path: Path) -> None:
     cfg = compose([f"conf={name}", *SIZES, f"output_dir={tmp_path}"])
     with open_dict(cfg):
-        cfg.rollout.prompts_per_step = 8 if cfg.rollout.prompts_per_step else None
+        cfg.rollout.prompts_per_step = 4 if cfg.rollout.prompts_per_step else None
         steps = (2 if cfg.rollout.prompts_per_step else 1) * cfg.rollout.passes
         cfg.trainer.max_epochs = STEPS // steps
     run = build_run(cfg)

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import doctest
 from itertools import combinations
+from types import ModuleType
 
 import pytest
 import torch
 
 from rlvr_lightning.errors import ConfigError
-from rlvr_lightning.metrics import AvgAtK, PassAtK, TokenMeanMetric, TokenMeans, pass_at_k
+from rlvr_lightning.metrics import (
+    AvgAtK,
+    PassAtK,
+    TokenMeanMetric,
+    TokenMeans,
+    at_k,
+    histogram,
+    pass_at_k,
+    quadrants,
+    token_counts,
+    token_means,
+)
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 5])
@@ -50,3 +63,10 @@ def test_drained_means_start_anew_and_leave_out_what_saw_nothing() -> None:
     means.add("policy/entropy/a.b", torch.tensor([[2.0, 4.0]]), torch.tensor([[True, True]]))
     assert means.drain() == {"policy/entropy/a.b": 3.0}
     assert means.drain() == {}
+
+
+@pytest.mark.parametrize("module", [at_k, histogram, quadrants, token_counts, token_means], ids=lambda m: m.__name__)
+def test_the_examples_in_the_docstrings(module: ModuleType) -> None:
+    found = doctest.testmod(module)
+    assert found.attempted > 0
+    assert found.failed == 0

@@ -1,79 +1,41 @@
-"""The loss against formulas written out token by token, and laws 1 and 2: how a step is cut changes nothing."""
+"""The objective as a whole: Archer by hand, what is asked for, and what is refused."""
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable
-from dataclasses import fields, replace
-from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
-from conftest import random_stats
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch import Tensor
+from objectives import AGGREGATORS, COEF, HIGH, LOW, OBJECTIVES, PARTS, loss_of, random_case, stats_of
 
-from rlvr_lightning.aggregators import SequenceMeanTokenMean, SequenceMeanTokenSum, TokenMean
+from rlvr_lightning.constraints.aspo import ASPO
 from rlvr_lightning.constraints.capped_ratio import CappedRatio
+from rlvr_lightning.constraints.ce_gppo import CEGPPO
+from rlvr_lightning.constraints.cispo import CISPO
+from rlvr_lightning.constraints.clip_cov import ClipCov
 from rlvr_lightning.constraints.clip_kl import ClipKL
+from rlvr_lightning.constraints.flexible_clip import FlexibleClip
+from rlvr_lightning.constraints.gmpo import GMPO
+from rlvr_lightning.constraints.gspo import GSPO
+from rlvr_lightning.constraints.only_part import OnlyPart
+from rlvr_lightning.constraints.opefo import OPEFO
+from rlvr_lightning.constraints.sapo import SAPO
+from rlvr_lightning.corrections.mis import MIS
+from rlvr_lightning.corrections.tis import TIS
 from rlvr_lightning.errors import ConfigError
 from rlvr_lightning.objective import Objective
 from rlvr_lightning.partitioners.entropy_quantile import EntropyQuantile
+from rlvr_lightning.partitioners.random_share import RandomShare
 from rlvr_lightning.partitioners.single import SinglePart
+from rlvr_lightning.partitioners.top_entropy import TopEntropy
+from rlvr_lightning.regularizers.entropy_bonus import EntropyBonus
+from rlvr_lightning.regularizers.kl_cov import KLCov
 from rlvr_lightning.regularizers.lp_reg import LpReg
 from rlvr_lightning.step import Step
-from rlvr_lightning.types import TokenStats
 
-PARTS = ("knowledge", "reasoning")
-LOW, HIGH, COEF = {PARTS[0]: 0.1, PARTS[1]: 0.4}, {PARTS[0]: 0.15, PARTS[1]: 0.5}, {PARTS[0]: 0.3, PARTS[1]: 0.02}
-
-
-def with_proxy(stats: TokenStats) -> TokenStats:
-    """Statistics of both policies as Lp-Reg's paper variant requires them; the penalty carries a gradient."""
-    penalty = (stats.logprobs - 1).square() / 5
-    return replace(stats, statistics={**stats.statistics, "proxy_kl": penalty})
-
-
-def archer(variant: Any = "paper", scope: Any = "response", regularizers: Any = None) -> Objective:
-    constraint = ClipKL(LOW, HIGH, 3.0, COEF, variant=variant)
-    partitioner = EntropyQuantile(0.7, scope, variant)
-    return Objective(partitioner, constraint, regularizers or {}, SequenceMeanTokenMean())
-
-
-OBJECTIVES: dict[str, Callable[[], Objective]] = {
-    "archer": archer,
-    "archer, reference": lambda: archer("reference"),
-    "archer, batch": lambda: archer(scope="batch"),
-    "archer + lp_reg": lambda: archer(regularizers={"lp_reg": LpReg(0.4)}),
-    "archer + lp_reg, reference": lambda: archer("reference", regularizers={"lp_reg": LpReg(0.4, variant="reference")}),
-    "lp_reg": lambda: Objective(SinglePart(), CappedRatio(1.2), {"lp_reg": LpReg(0.4)}, TokenMean()),
-    "lp_reg, reference": lambda: Objective(
-        SinglePart(), CappedRatio(1.2, "reference"), {"lp_reg": LpReg(0.4, variant="reference")}, TokenMean()
-    ),
-    "grpo": lambda: Objective(SinglePart(), ClipKL(kl_coef=0.1), {}, SequenceMeanTokenMean()),
-    "dapo": lambda: Objective(SinglePart(), ClipKL(0.2, 0.28), {}, TokenMean()),
-    "sum": lambda: Objective(SinglePart(), ClipKL(), {}, SequenceMeanTokenSum(7.0)),
-}
-
-
-def loss_and_gradient(objective: Objective, stats: TokenStats) -> tuple[Tensor, Tensor]:
-    stats = with_proxy(stats)
-    loss = objective(stats, objective.plan(stats, Step())).loss
-    (gradient,) = torch.autograd.grad(loss, stats.logprobs)
-    return loss.detach(), gradient
-
-
-def rows_of(stats: TokenStats, index: Any) -> TokenStats:
-    changes: dict[str, Any] = {}
-    for item in fields(stats):
-        value = getattr(stats, item.name)
-        if isinstance(value, Tensor):
-            changes[item.name] = value[index]
-        elif isinstance(value, dict):
-            changes[item.name] = {key: tensor[index] for key, tensor in value.items()}
-    return replace(stats, **changes)
+MEAN = AGGREGATORS["sequence_mean_token_mean"]
 
 
 def quantile_by_hand(values: list[float], q: float) -> float:
@@ -83,12 +45,13 @@ def quantile_by_hand(values: list[float], q: float) -> float:
 
 
 def test_archer_paper_by_hand() -> None:
-    stats = random_stats(1)
-    loss, _ = loss_and_gradient(archer(), stats)
-    rows, total = 0, 0.0
+    case = random_case(1)
+    stats = stats_of(OBJECTIVES["archer"](MEAN), case)
+    loss = loss_of(OBJECTIVES["archer"](MEAN), case, [slice(0, 16)], Step())
+    total = 0.0
     assert stats.ref_logprobs is not None
-    for row in range(stats.loss_mask.shape[0]):
-        tokens = [t for t in range(stats.loss_mask.shape[1]) if stats.loss_mask[row, t]]
+    for row in range(16):
+        tokens = [t for t in range(6) if case.mask[row, t]]
         threshold = quantile_by_hand([float(stats.old_statistics["entropy"][row, t]) for t in tokens], 0.7)
         summed = 0.0
         for t in tokens:
@@ -98,113 +61,129 @@ def test_archer_paper_by_hand() -> None:
             surrogate = -min(r * a, min(max(r, 1 - LOW[part]), 1 + HIGH[part]) * a)
             surrogate = min(surrogate, -3.0 * a) if a < 0 else surrogate
             d = float(stats.ref_logprobs[row, t]) - new
-            summed += surrogate + COEF[part] * (math.exp(d) - d - 1)
-        rows, total = rows + 1, total + summed / len(tokens)
-    assert math.isclose(float(loss), total / rows, rel_tol=1e-12)
-
-
-def test_lp_reg_paper_by_hand() -> None:
-    stats = random_stats(2)
-    proxy = stats.old_statistics["proxy_logprobs"].clone()
-    proxy[0, 0] = -math.inf  # noise: dropped by the filter, so never a spark
-    stats = replace(stats, old_statistics={**stats.old_statistics, "proxy_logprobs": proxy})
-    objective = Objective(SinglePart(), CappedRatio(1.2), {"lp_reg": LpReg(0.4, coef=0.7)}, TokenMean())
-    loss, _ = loss_and_gradient(objective, stats)
-    tokens = stats.loss_mask.nonzero().tolist()
-    threshold = quantile_by_hand([math.exp(float(stats.old_logprobs[i, t])) for i, t in tokens], 0.4)
-    total, sparks = 0.0, 0
-    for i, t in tokens:
-        a, new, old = (float(x[i, t].detach()) for x in (stats.advantages, stats.logprobs, stats.old_logprobs))
-        total -= min(math.exp(new - old), 1.2) * a
-        if math.exp(old) < threshold and a < 0 and math.isfinite(float(proxy[i, t])):
-            total, sparks = total + 0.7 * (new - 1) ** 2 / 5, sparks + 1
-    assert sparks > 2
-    assert math.isclose(float(loss), total / len(tokens), rel_tol=1e-12)
-
-
-@pytest.mark.parametrize("name", sorted(OBJECTIVES))
-@given(seed=st.integers(0, 10_000), cuts=st.lists(st.integers(1, 7), max_size=4), extra=st.integers(0, 3))
-@settings(max_examples=12, deadline=None)
-def test_loss_does_not_depend_on_how_the_step_is_cut(name: str, seed: int, cuts: list[int], extra: int) -> None:
-    objective, stats = OBJECTIVES[name](), random_stats(seed, rows=8)
-    whole, gradient = loss_and_gradient(objective, stats)
-    order = torch.randperm(8, generator=torch.Generator().manual_seed(seed))
-    cut = with_proxy(stats)
-    shuffled = rows_of(cut, order)
-    if extra:  # padded further, with rubbish where nobody may look
-        shuffled = pad(shuffled, extra)
-    plan = objective.plan(shuffled, Step())
-    bounds = sorted({0, 8, *(c for c in cuts)})
-    total = torch.zeros((), dtype=torch.float64)
-    for start, stop in pairwise(bounds):
-        total = total + objective(rows_of(shuffled, slice(start, stop)), plan.rows(slice(start, stop))).loss
-    (cut_gradient,) = torch.autograd.grad(total, stats.logprobs)
-    assert math.isclose(float(total), float(whole), rel_tol=1e-9, abs_tol=1e-9)
-    torch.testing.assert_close(cut_gradient, gradient, rtol=1e-9, atol=1e-9)
-
-
-def pad(stats: TokenStats, extra: int) -> TokenStats:
-    def widen(tensor: Tensor) -> Tensor:
-        rubbish = torch.full((tensor.shape[0], extra), torch.inf, dtype=torch.float64)
-        return torch.cat([tensor, torch.zeros_like(rubbish).bool() if tensor.dtype == torch.bool else rubbish], 1)
-
-    changes = {item.name: getattr(stats, item.name) for item in fields(stats)}
-    widened = {key: widen(value) for key, value in changes.items() if isinstance(value, Tensor)}
-    mappings = {
-        key: {name: widen(tensor) for name, tensor in value.items()}
-        for key, value in changes.items()
-        if isinstance(value, dict)
-    }
-    return replace(stats, **widened, **mappings)
-
-
-@pytest.mark.parametrize("name", sorted(OBJECTIVES))
-def test_gradient_is_the_finite_difference(name: str) -> None:
-    objective, stats = OBJECTIVES[name](), random_stats(5, rows=4, length=5)
-    _, gradient = loss_and_gradient(objective, stats)
-    held = with_proxy(stats)
-    plan = objective.plan(held, Step())
-    assert gradient[~stats.loss_mask].abs().max() == 0
-    for row, column in stats.loss_mask.nonzero().tolist():
-        sides = []
-        for step in (1e-6, -1e-6):
-            moved = stats.logprobs.detach().clone()
-            moved[row, column] += step
-            sides.append(float(objective(with_proxy(replace(stats, logprobs=moved)), plan).loss))
-        assert math.isclose((sides[0] - sides[1]) / 2e-6, float(gradient[row, column]), rel_tol=1e-5, abs_tol=1e-8)
-
-
-@pytest.mark.parametrize("name", sorted(OBJECTIVES))
-def test_an_empty_step_is_zero_with_a_graph(name: str) -> None:
-    stats = random_stats(3)
-    empty = replace(stats, loss_mask=torch.zeros_like(stats.loss_mask))
-    loss, gradient = loss_and_gradient(OBJECTIVES[name](), empty)
-    assert float(loss) == 0
-    assert gradient.abs().max() == 0
+            summed += surrogate + COEF[part] * min(math.exp(d) - d - 1, 10.0)
+        total += summed / len(tokens)
+    assert math.isclose(float(loss.detach()), total / 16, rel_tol=1e-12)
 
 
 def test_regularized_tokens_leave_the_surrogate_in_the_reference_form() -> None:
-    stats = with_proxy(random_stats(4))
-    objective = OBJECTIVES["lp_reg, reference"]()
+    case = random_case(4)
+    objective = OBJECTIVES["lp_reg, reference"](AGGREGATORS["token_mean"])
+    stats = stats_of(objective, case)
     plan = objective.plan(stats, Step())
-    sparks = plan.masks["lp_reg"]
-    assert 0 < int(sparks.sum()) < int(stats.loss_mask.sum())
+    sparks = plan.choices["lp_reg"] == 1
+    assert 0 < int(sparks.sum()) < int(case.mask.sum())
     terms = objective(stats, plan).terms
-    ratio = (stats.logprobs - stats.old_logprobs).detach().exp()
-    unclipped = (-ratio * stats.advantages)[sparks].sum() / stats.loss_mask.sum()
-    assert math.isclose(float(terms["surrogate/sparks"]), float(unclipped), rel_tol=1e-12)
+    unclipped = -(stats.logprobs - stats.old_logprobs).detach().exp() * case.advantages
+    total = unclipped[sparks].sum() / case.mask.sum()
+    assert math.isclose(float(terms["surrogate/sparks"]), float(total), rel_tol=1e-12)
 
 
-def test_parts_that_do_not_match_are_refused_with_their_names() -> None:
-    with pytest.raises(ConfigError, match="constraint.clip_low is set for the parts knowledge, reasoning, but .* all"):
-        Objective(SinglePart(), ClipKL(LOW, HIGH), {}, TokenMean())
+def test_a_correction_weighs_the_surrogate_of_replaced_tokens_too() -> None:
+    case = random_case(4)
+    regularizer = LpReg(0.6, 0.1, variant="reference")
+    with_weights = Objective(SinglePart(), ClipKL(), {"lp_reg": regularizer}, MEAN, TIS(1.0))
+    halved = random_case(4).rollout_logprobs * 0 + stats_of(with_weights, case).old_logprobs + math.log(2)
+    plain = Objective(SinglePart(), ClipKL(), {"lp_reg": regularizer}, MEAN)
+    outputs = []
+    for objective in (plain, with_weights):
+        stats = stats_of(objective, case)
+        stats = stats.__class__(**{**stats.__dict__, "rollout_logprobs": halved})
+        outputs.append(objective(stats, objective.plan(stats, Step())).terms)
+    for name in ("surrogate", "surrogate/sparks"):
+        assert float(outputs[1][name]) == pytest.approx(float(outputs[0][name]) / 2, rel=1e-12)
+    assert float(outputs[1]["lp_reg"]) == pytest.approx(float(outputs[0]["lp_reg"]), rel=1e-12)
 
 
 def test_only_what_is_required_is_asked_for() -> None:
-    assert [s.name for s in OBJECTIVES["grpo"]().requires] == ["entropy"]
-    assert OBJECTIVES["grpo"]().requires_ref
-    assert not OBJECTIVES["dapo"]().requires_ref
-    assert OBJECTIVES["dapo"]().plans_on is None
-    assert archer().plans_on == "rollout"
-    assert archer("reference").plans_on == "update"
-    assert {s.name for s in OBJECTIVES["archer + lp_reg"]().requires} == {"entropy", "proxy_logprobs", "proxy_kl"}
+    grpo, dapo = OBJECTIVES["grpo"](MEAN), OBJECTIVES["dapo"](MEAN)
+    assert [s.name for s in grpo.requires] == ["entropy", "entropy_flow"]
+    assert grpo.requires_ref
+    assert not dapo.requires_ref
+    assert dapo.plans_on is None
+    assert OBJECTIVES["archer"](MEAN).plans_on == "rollout"
+    assert OBJECTIVES["archer, reference"](MEAN).plans_on == "update"
+    names = [s.name.partition("(")[0] for s in OBJECTIVES["archer + lp_reg"](MEAN).requires]
+    proxies = ["proxy_logprobs", "proxy_support_ids", "proxy_support_logprobs", "proxy_kl"]
+    assert names == ["entropy", "entropy_flow", *proxies]
+
+
+def every_constraint(parts: tuple[str, ...]) -> list[Any]:
+    """Fresh ones: binding is a constraint's own."""
+    whole = [GSPO(), GMPO()]
+    tokens = [ClipKL(kl_coef=0.1), CappedRatio(), CISPO(), SAPO(), ClipCov(), ASPO(), CEGPPO(), FlexibleClip(), OPEFO()]
+    return [*whole, *tokens, OnlyPart(parts[-1], ClipKL())]
+
+
+def test_whatever_makes_sense_together_runs() -> None:
+    case = random_case(0, rows=6, on_policy=True)
+    regularizers: dict[str, Any] = {
+        "lp_reg": LpReg(0.4, 0.02),
+        "kl_cov": KLCov(0.2),
+        "entropy_bonus": EntropyBonus(),
+        "shield": LpReg(0.4, 0.1, variant="reference"),
+    }
+    lists = [{}, {"entropy_bonus"}, {"lp_reg", "kl_cov", "entropy_bonus"}, set(regularizers)]
+    partitioners = (
+        SinglePart(),
+        EntropyQuantile(),
+        EntropyQuantile(0.5, "batch", "reference"),
+        TopEntropy(),
+        RandomShare(),
+    )
+    ran = refused = 0
+    for partitioner, chosen, correction in itertools.product(partitioners, lists, (None, TIS(), MIS())):
+        for constraint in every_constraint(partitioner.parts):
+            picked = {name: regularizers[name] for name in chosen}
+            parts = (partitioner, constraint, picked)
+            if constraint.per_response and (correction is not None or "shield" in chosen):
+                with pytest.raises(ConfigError, match="one ratio for a whole response"):
+                    Objective(*parts, MEAN, correction)
+                refused += 1
+                continue
+            objective = Objective(*parts, AGGREGATORS[sorted(AGGREGATORS)[ran % 3]], correction)
+            loss = loss_of(objective, case, [slice(0, 4), slice(4, 6)], Step())
+            (gradient,) = torch.autograd.grad(loss, case.logits)
+            assert loss.isfinite()
+            assert 0 < float(gradient.abs().max()) < 100
+            ran += 1
+    assert (ran, refused) == (5 * 12 * 12 - 5 * 2 * 9, 5 * 2 * 9)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (
+            lambda: Objective(SinglePart(), ClipKL(LOW, HIGH), {}, MEAN),
+            "constraint.clip_low is set for the parts knowledge, reasoning, but the partitioner makes all: give one "
+            "number for all, or one for each of these",
+        ),
+        (
+            lambda: Objective(SinglePart(), OnlyPart("reasoning", ClipKL()), {}, MEAN),
+            "constraint.part=reasoning is not a part; the partitioner makes all",
+        ),
+        (
+            lambda: OnlyPart("reasoning", GSPO()),
+            "OnlyPart leaves out single tokens, but GSPO has one ratio for a whole response: choose a constraint with a "
+            "ratio for each token",
+        ),
+        (
+            lambda: Objective(SinglePart(), GMPO(), {"shield": LpReg(variant="reference")}, MEAN),
+            "regularizer.shield takes single tokens out of the surrogate, but GMPO has one ratio for a whole response: "
+            "choose a constraint with a ratio for each token",
+        ),
+        (
+            lambda: Objective(SinglePart(), GSPO(), {}, MEAN, MIS()),
+            "correction MIS weighs single tokens, but GSPO has one ratio for a whole response: choose correction=none, "
+            "or a constraint with a ratio for each token",
+        ),
+        (
+            lambda: Objective(RandomShare(), ClipKL(), {"reasoning": EntropyBonus()}, MEAN),
+            "regularizer.reasoning: the name is taken by a part or a term; give it another",
+        ),
+    ],
+)
+def test_what_makes_no_sense_is_refused_with_the_reason(build: Any, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build()
+    assert str(caught.value) == message

@@ -6,6 +6,7 @@ import math
 
 import torch
 
+from rlvr_lightning.regularizers.noise_filter import Filter
 from rlvr_lightning.regularizers.proxy import ProxyKL, ProxyLogprob
 from rlvr_lightning.token_stats import Entropy, merge_statistics, token_stats
 
@@ -35,18 +36,19 @@ def test_logprob_and_entropy_by_hand() -> None:
 
 def test_proxy_by_hand() -> None:
     values = logits()
-    kinds = [ProxyLogprob(0.3, "relative"), ProxyKL(0.3, "relative")]
-    _, statistics = token_stats(values, IDS, MASK, lambda x: x, 1.0, kinds)
+    keep = Filter(0.3, "relative")
+    logprob, penalty = ProxyLogprob(keep), ProxyKL(keep, 64)
+    _, statistics = token_stats(values, IDS, MASK, lambda x: x, 1.0, [logprob, penalty])
     for row, column in ((0, 0), (0, 1), (1, 0)):
         p = probabilities(values[row, column], 1.0)
         kept = [x if x > 0.3 * max(p) else 0.0 for x in p]
         proxy = [x / sum(kept) for x in kept]
         sampled = proxy[int(IDS[row, column])]
         expected = math.log(sampled) if sampled else -math.inf
-        found = float(statistics["proxy_logprobs"][row, column])
+        found = float(statistics[logprob.name][row, column])
         assert found == expected or math.isclose(found, expected, rel_tol=1e-12)
         kl = sum(q * math.log(q / x) for q, x in zip(proxy, p, strict=True) if q)
-        assert math.isclose(float(statistics["proxy_kl"][row, column]), kl, rel_tol=1e-12)
+        assert math.isclose(float(statistics[penalty.name][row, column]), kl, rel_tol=1e-12)
 
 
 def test_chunks_change_neither_values_nor_gradients() -> None:
@@ -54,12 +56,16 @@ def test_chunks_change_neither_values_nor_gradients() -> None:
     hidden = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     ids = torch.randint(0, 7, (3, 5), generator=torch.Generator().manual_seed(2))
     mask = torch.rand(3, 5, generator=torch.Generator().manual_seed(3)) < 0.7
+    # Off-policy: the proxy's support is another policy's, and is cut into chunks with the tokens.
+    penalty = ProxyKL(Filter(0.1, "relative"), 3)
+    before = torch.randn(3, 5, 7, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    _, old = token_stats(before, ids, mask, lambda x: x, 1.0, penalty.support)
     found = []
     for chunk_elements in (7, 21, 10**6):
         head.weight.grad, leaf = None, hidden.clone().requires_grad_()
-        statistics = [Entropy(differentiable=True), ProxyKL(0.1, "relative")]
-        logprobs, extra = token_stats(leaf, ids, mask, head, 1.0, statistics, chunk_elements)
-        (logprobs.sum() + 0.3 * extra["entropy"].sum() + 2.0 * extra["proxy_kl"].sum()).backward()
+        statistics = [Entropy(differentiable=True), penalty]
+        logprobs, extra = token_stats(leaf, ids, mask, head, 1.0, statistics, old, chunk_elements)
+        (logprobs.sum() + 0.3 * extra["entropy"].sum() + 2.0 * extra[penalty.name].sum()).backward()
         found.append((logprobs.detach(), extra["entropy"].detach(), leaf.grad, head.weight.grad))
     for other in found[1:]:
         for mine, whole in zip(other, found[0], strict=True):
@@ -78,10 +84,14 @@ def test_half_precision_logits_are_scored_in_float32() -> None:
 
 def test_statistics_without_gradient_have_none() -> None:
     values = logits().requires_grad_()
-    _, statistics = token_stats(values, IDS, MASK, lambda x: x, 1.0, [Entropy(), ProxyLogprob(0.1, "relative")])
-    (gradient,) = torch.autograd.grad(sum(s.sum() for s in statistics.values()), values, allow_unused=True)
-    assert gradient is None or gradient.abs().max() == 0
+    _, statistics = token_stats(values, IDS, MASK, lambda x: x, 1.0, [Entropy(), ProxyLogprob(Filter(0.1, "relative"))])
+    assert not any(statistic.requires_grad for statistic in statistics.values())
 
 
 def test_of_two_equal_names_the_differentiable_one_serves_both() -> None:
     assert merge_statistics([Entropy(), Entropy(differentiable=True), Entropy()]) == (Entropy(differentiable=True),)
+
+
+def test_proxies_of_two_filters_are_two_statistics() -> None:
+    filters = (Filter(0.1, "relative"), Filter(0.1, "absolute"), Filter(0.2, "relative"), Filter(0.1, "relative"))
+    assert len(merge_statistics([ProxyLogprob(keep) for keep in filters])) == 3
