@@ -61,9 +61,8 @@ class AvgAtK(Metric):
         """
         if correct.shape[-1] < self.k:
             raise ValueError(f"{type(self).__name__}(k={self.k}) needs {self.k} responses; got {correct.shape[-1]}")
-        # A run in half precision casts its modules and with them the zeros these begin at.
-        self.total = self.total.double() + self._score(correct).sum()
-        self.problems = self.problems.double() + correct.shape[0]
+        self.total += self._score(correct).sum()
+        self.problems += correct.shape[0]
 
     def compute(self) -> Tensor:
         """The mean over problems; nan without any."""

@@ -61,8 +61,7 @@ class QuadrantTable(Metric):
         signs = (mask & (advantages > 0), mask & (advantages < 0))
         table = torch.stack([sign & kind for sign in signs for kind in (~rare, rare)]).flatten(1)
         self.members += table.sum(1)
-        # A run in half precision casts its modules and with them the zeros this begins at.
-        self.flows = self.flows.double() + torch.where(table, change.detach().double().flatten(), 0.0).sum(1)
+        self.flows += torch.where(table, change.detach().double().flatten(), 0.0).sum(1)
         self.tokens += mask.sum()
 
     def compute(self) -> Float[Tensor, "2 Q"]:

@@ -32,9 +32,8 @@ class TokenMeanMetric(Metric):
 
     def update(self, values: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> None:
         """Add the masked tokens."""
-        # A run in half precision casts its modules and with them the zeros these begin at.
-        self.total = self.total.double() + torch.where(mask, values.detach().double(), 0.0).sum()
-        self.tokens = self.tokens.double() + mask.sum()
+        self.total += torch.where(mask, values.detach().double(), 0.0).sum()
+        self.tokens += mask.sum()
 
     def compute(self) -> Tensor:
         """The mean; nan without any token."""
