@@ -98,7 +98,7 @@ def test_what_cannot_be_driven_is_refused_in_one_line() -> None:
         "controller.drives=constraint.clip_hgih.reasoning is no number of this run's components; did you mean "
         "constraint.clip_high.reasoning or constraint.clip_high.knowledge or constraint.clip_low?"
     )
-    for path in (PATH, "constraint.dual_clip", "constraint.variant", "constraint.parts", "task.seed"):
+    for path in ("constraint.clip_high", "constraint.dual_clip", "constraint.variant", "constraint.parts", "task.seed"):
         expected = f"controller.drives={path} is no number of this run's components; "
         assert refusal(Target(path)).startswith(expected)
     assert refusal(Target("advantage.eps")) == (
