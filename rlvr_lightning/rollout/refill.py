@@ -72,8 +72,11 @@ def refill(draw: Callable[[int], list[Group]], wanted: int, most: int) -> tuple[
     if missing > 0:
         if is_first_rank():
             log.warning(
-                "only %d of %d groups have unequal rewards after rollout.generation_batches=%d: %d carry no weight",
-                *(len(kept), wanted, batches, missing),
+                "only %d of %d groups have unequal rewards after rollout.generation_batches=%d: the other places carry no "
+                "weight",
+                len(kept),
+                wanted,
+                batches,
             )
         kept = spread(kept, _in_order(spare)[:missing])
     return kept[:wanted], batches
