@@ -17,6 +17,7 @@ from rlvr_lightning.types import (
     Generation,
     GenerationRequest,
     MaskCount,
+    Pass,
     Problem,
     SamplingSpec,
     TokenStats,
@@ -120,8 +121,8 @@ class VocabStatistic(Protocol):
         ...
 
     @property
-    def of(self) -> tuple[When, ...]:
-        """The policies it is computed of: at the start of the update (`rollout`), the current one (`update`)."""
+    def passes(self) -> tuple[Pass, ...]:
+        """The forward passes it is computed in: `rollout` (kept in `old_statistics`), `update`, or `on_policy`."""
         ...
 
     def __call__(

@@ -10,7 +10,7 @@ from torch import Tensor
 from rlvr_lightning.objective import Objective
 from rlvr_lightning.policy import Policy
 from rlvr_lightning.protocols import StepContext, VocabStatistic
-from rlvr_lightning.types import StepPlan, TokenBatch, TokenStats, When
+from rlvr_lightning.types import Pass, StepPlan, TokenBatch, TokenStats
 
 
 class Scorer:
@@ -32,14 +32,17 @@ class Scorer:
 
     def stats(self, micro: TokenBatch) -> TokenStats:
         """The current policy's statistics with a gradient; on-policy they are the old ones too."""
-        logprobs, statistics = self.policy(micro, self.temperature, self._required("update"))
+        which: Pass = "on_policy" if micro.old_logprobs is None else "update"
+        logprobs, statistics = self.policy(micro, self.temperature, self._required(which))
         return self._assemble(micro, logprobs, statistics)
 
     def plan_ahead(self, batch: TokenBatch, step: StepContext) -> StepPlan:
         """The plan of a step of several micro-batches, with a pass of its own only where a component needs one."""
         on_policy = batch.old_logprobs is None
         if self.objective.plans_on == "update" or (self.objective.plans_on == "rollout" and on_policy):
-            logprobs, statistics = self._forward(self.policy, batch, self._required("update"))
+            logprobs, statistics = self._forward(
+                self.policy, batch, self._required("on_policy" if on_policy else "update")
+            )
         elif batch.old_logprobs is not None:
             logprobs, statistics = batch.old_logprobs, batch.old_statistics
         else:  # nobody reads them
@@ -59,8 +62,8 @@ class Scorer:
                 there = replace(there, ref_logprobs=self._forward(self.policy, there)[0])
         return there.map(lambda tensor: tensor.cpu())
 
-    def _required(self, when: When) -> tuple[VocabStatistic, ...]:
-        return tuple(statistic for statistic in self.objective.requires if when in statistic.of)
+    def _required(self, which: Pass) -> tuple[VocabStatistic, ...]:
+        return tuple(statistic for statistic in self.objective.requires if which in statistic.passes)
 
     @torch.no_grad()
     def _forward(

@@ -16,6 +16,8 @@ from torch import Tensor
 
 Message = dict[str, str]
 When = Literal["rollout", "update"]
+# Forward passes: of the policy at the start of an off-policy update, of the current one then, of both at once.
+Pass = Literal["rollout", "update", "on_policy"]
 
 
 @dataclass(frozen=True)

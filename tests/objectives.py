@@ -38,7 +38,7 @@ from rlvr_lightning.regularizers.entropy_bonus import EntropyBonus
 from rlvr_lightning.regularizers.kl_cov import KLCov
 from rlvr_lightning.regularizers.lp_reg import LpReg
 from rlvr_lightning.token_stats import token_stats
-from rlvr_lightning.types import StepPlan, TokenStats, When
+from rlvr_lightning.types import Pass, StepPlan, TokenStats
 
 PARTS = ("knowledge", "reasoning")
 LOW, HIGH = {"knowledge": 0.1, "reasoning": 0.4}, {"knowledge": 0.15, "reasoning": 0.5}
@@ -172,8 +172,8 @@ def rows_of(case: Case, rows: slice) -> Case:
 def stats_of(objective: Objective, case: Case) -> TokenStats:
     """Statistics of both policies and the reference, the old ones as an off-policy update remembers them."""
 
-    def scored(logits: Tensor, when: When, old: Any = None) -> tuple[Tensor, dict[str, Tensor]]:
-        wanted = [statistic for statistic in objective.requires if when in statistic.of]
+    def scored(logits: Tensor, which: Pass, old: Any = None) -> tuple[Tensor, dict[str, Tensor]]:
+        wanted = [statistic for statistic in objective.requires if which in statistic.passes]
         return token_stats(logits, case.ids, case.mask, lambda x: x, 1.0, wanted, old)
 
     with torch.no_grad():

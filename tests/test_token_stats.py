@@ -59,7 +59,7 @@ def test_chunks_change_neither_values_nor_gradients() -> None:
     # Off-policy: the proxy's support is another policy's, and is cut into chunks with the tokens.
     penalty = ProxyKL(Filter(0.1, "relative"), 3)
     before = torch.randn(3, 5, 7, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
-    _, old = token_stats(before, ids, mask, lambda x: x, 1.0, penalty.support)
+    _, old = token_stats(before, ids, mask, lambda x: x, 1.0, [penalty.support])
     found = []
     for chunk_elements in (7, 21, 10**6):
         head.weight.grad, leaf = None, hidden.clone().requires_grad_()

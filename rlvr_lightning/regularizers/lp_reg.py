@@ -76,7 +76,7 @@ class LpReg(Regularizer):
     @property
     def requires(self) -> tuple[VocabStatistic, ...]:
         """The sampled token's proxy log-probability; in the paper's form also the KL over the vocabulary."""
-        return (self.proxy, *self.penalty.support, self.penalty) if self.variant == "paper" else (self.proxy,)
+        return (self.proxy, self.penalty.support, self.penalty) if self.variant == "paper" else (self.proxy,)
 
     @property
     def replaces_surrogate(self) -> bool:

@@ -29,16 +29,23 @@ class Filter:
     inclusive: bool = False
     temperature: float = 1.0
 
-    def log_proxy(self, logprobs: Float[Tensor, "N V"]) -> Float[Tensor, "N V"]:
-        """log pi_proxy [nats]; -inf for what is dropped (everything, where no probability reaches a fixed tau)."""
+    def keep(self, logprobs: Float[Tensor, "N V"]) -> tuple[Float[Tensor, "N V"], Float[Tensor, "N 1"]]:
+        """Log-probabilities with -inf for what is dropped, and the logarithm of their sum [nats].
+
+        log pi_proxy is the difference. Where no probability reaches a fixed tau, everything is dropped and the second
+        is finite all the same.
+        """
         judged = logprobs if self.temperature == 1 else (logprobs * self.temperature).log_softmax(-1)
         tau = judged.new_full((), math.log(self.threshold))
         if self.kind == "relative":
-            tau = tau + judged.max(-1, keepdim=True).values
-        keep = judged >= tau if self.inclusive else judged > tau
-        kept = logprobs.masked_fill(~keep, -torch.inf)
-        mass = kept.logsumexp(-1, keepdim=True)
-        return torch.where(keep, kept - mass, -torch.inf)
+            tau = tau + judged.amax(-1, keepdim=True)
+        kept = logprobs.masked_fill(judged < tau if self.inclusive else judged <= tau, -torch.inf)
+        return kept, kept.exp().sum(-1, keepdim=True).log().clamp(min=-1e4)
+
+    def log_proxy(self, logprobs: Float[Tensor, "N V"]) -> Float[Tensor, "N V"]:
+        """log pi_proxy [nats]; -inf for what is dropped."""
+        kept, mass = self.keep(logprobs)
+        return kept - mass
 
     def __str__(self) -> str:
         return f"{self.kind},{self.threshold},{self.inclusive},{self.temperature}"

@@ -1,17 +1,17 @@
-"""Lp-Reg's proxy distribution (arXiv 2510.03222): the policy without presumed noise, renormalised."""
+"""What Lp-Reg reads of its proxy distribution (arXiv 2510.03222), from one pass over the logits."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from rlvr_lightning.regularizers.noise_filter import Filter
-from rlvr_lightning.types import When
+from rlvr_lightning.types import Pass
 
 Old = Mapping[str, Shaped[Tensor, "N ..."]]
 
@@ -22,7 +22,7 @@ class ProxyLogprob:
 
     filter: Filter
     differentiable: ClassVar[bool] = False
-    of: ClassVar[tuple[When, ...]] = ("rollout", "update")
+    passes: ClassVar[tuple[Pass, ...]] = ("rollout", "on_policy")
 
     @property
     def name(self) -> str:
@@ -30,8 +30,9 @@ class ProxyLogprob:
         return f"proxy_logprobs({self.filter})"
 
     def __call__(self, logprobs: Float[Tensor, "N V"], token_ids: Int[Tensor, " N"], old: Old) -> Float[Tensor, " N"]:
-        """Filter, renormalise, read off the sampled token."""
-        return self.filter.log_proxy(logprobs).gather(-1, token_ids.unsqueeze(-1)).squeeze(-1)
+        """Filter, read off the sampled token, renormalise."""
+        kept, mass = self.filter.keep(logprobs)
+        return (kept.gather(-1, token_ids.unsqueeze(-1)) - mass).squeeze(-1)
 
 
 @dataclass(frozen=True)
@@ -41,24 +42,25 @@ class ProxySupport:
     Args:
         filter: what is kept.
         size: tokens remembered at most; a larger support is cut to these.
-        what: their `ids`, or their `logprobs` under the proxy [nats], -inf where the support is smaller.
     """
 
     filter: Filter
     size: int
-    what: Literal["ids", "logprobs"]
     differentiable: ClassVar[bool] = False
-    of: ClassVar[tuple[When, ...]] = ("rollout",)
+    passes: ClassVar[tuple[Pass, ...]] = ("rollout",)
 
     @property
     def name(self) -> str:
         """One for each filter and size."""
-        return f"proxy_support_{self.what}({self.filter},{self.size})"
+        return f"proxy_support({self.filter},{self.size})"
 
-    def __call__(self, logprobs: Float[Tensor, "N V"], token_ids: Int[Tensor, " N"], old: Old) -> Shaped[Tensor, "N K"]:
-        """The K = min(size, V) largest."""
-        values, ids = self.filter.log_proxy(logprobs).topk(min(self.size, logprobs.shape[-1]), dim=-1)
-        return ids if self.what == "ids" else values
+    def __call__(
+        self, logprobs: Float[Tensor, "N V"], token_ids: Int[Tensor, " N"], old: Old
+    ) -> Float[Tensor, "N 2 K"]:
+        """Ids of the K = min(size, V) largest, as floats (exact below 2^24), and their log pi_proxy [nats] or -inf."""
+        kept, mass = self.filter.keep(logprobs)
+        values, ids = kept.topk(min(self.size, logprobs.shape[-1]), dim=-1)
+        return torch.stack([ids.to(values.dtype), values - mass], dim=1)
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class ProxyKL:
     filter: Filter
     size: int
     differentiable: ClassVar[bool] = True
-    of: ClassVar[tuple[When, ...]] = ("update",)
+    passes: ClassVar[tuple[Pass, ...]] = ("update", "on_policy")
 
     @property
     def name(self) -> str:
@@ -79,19 +81,22 @@ class ProxyKL:
         return f"proxy_kl({self.filter},{self.size})"
 
     @property
-    def support(self) -> tuple[ProxySupport, ProxySupport]:
+    def support(self) -> ProxySupport:
         """What it reads of the old policy."""
-        return ProxySupport(self.filter, self.size, "ids"), ProxySupport(self.filter, self.size, "logprobs")
+        return ProxySupport(self.filter, self.size)
 
     def __call__(self, logprobs: Float[Tensor, "N V"], token_ids: Int[Tensor, " N"], old: Old) -> Float[Tensor, " N"]:
         """sum_v pi_proxy(v) (log pi_proxy(v) - log pi(v))."""
-        ids, log_proxy = (old.get(statistic.name) for statistic in self.support)
-        if ids is None or log_proxy is None:
+        remembered = old.get(self.support.name)
+        if remembered is None:
             log_proxy = self.filter.log_proxy(logprobs.detach())
         else:
-            logprobs = logprobs.gather(-1, ids)
-            # A support cut to its most probable tokens is renormalised; nan would stand where nothing is kept.
-            log_proxy = torch.where(log_proxy.isfinite(), log_proxy - log_proxy.logsumexp(-1, keepdim=True), -torch.inf)
-        keep = log_proxy.isfinite()
-        proxy, gap = log_proxy.exp(), torch.where(keep, log_proxy - logprobs, 0.0)
-        return (proxy * gap).sum(-1)
+            ids, log_proxy = remembered.unbind(1)
+            logprobs = logprobs.gather(-1, ids.long())
+            # A support cut to its most probable tokens is renormalised.
+            log_proxy = log_proxy - log_proxy.exp().sum(-1, keepdim=True).log().clamp(min=-1e4)
+        proxy = log_proxy.exp()
+        # A dropped token has weight 0, and 0 times a finite number is 0.
+        entropy: Tensor = -torch.linalg.vecdot(proxy, log_proxy.clamp(min=-1e4))
+        cross: Tensor = -torch.linalg.vecdot(proxy, logprobs.clamp(min=-1e4))
+        return cross - entropy
