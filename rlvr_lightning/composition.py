@@ -22,7 +22,7 @@ def check_composition(
     parts = partitioner.parts
     if len(set(parts)) != len(parts) or not parts or "response" in parts:
         raise ConfigError(f"partitioner parts must be distinct names other than `response`; got {parts}")
-    clash = {"response", "constraint", "surrogate", *parts} & set(regularizers)
+    clash = {"response", "constraint", "surrogate", "kl", *parts} & set(regularizers)
     if clash:
         raise ConfigError(f"regularizer.{min(clash)}: the name is taken by a part or a term; give it another")
     if not constraint.per_response:

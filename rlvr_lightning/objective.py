@@ -9,7 +9,7 @@ micro-batch then adds up to the loss of the step however it is cut.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float
@@ -72,6 +72,8 @@ class Objective:
         self.regularizers, self.correction = dict(regularizers), correction
         # Set where a driven coefficient is 0 now and will not stay so.
         self.always_ref = False
+        # Set where what is remembered of the rollout's policy depends on a driven number.
+        self.always_on_policy: tuple[str, ...] = ()
         check_composition(partitioner, constraint, self.regularizers, correction)
         constraint.bind(partitioner.parts)
 
@@ -90,9 +92,10 @@ class Objective:
         return self.always_ref or any(part.requires_ref for part in self._components)
 
     @property
-    def on_policy_only(self) -> bool:
-        """Whether some component makes sense only with one optimizer step a rollout phase."""
-        return any(part.on_policy_only for part in self._components)
+    def on_policy_only(self) -> tuple[str, ...]:
+        """What makes sense only with one optimizer step a rollout phase, by name."""
+        kinds = [type(part).__name__ for part in self._components if part.on_policy_only]
+        return (*kinds, *self.always_on_policy)
 
     @property
     def plans_on(self) -> When | None:
@@ -122,7 +125,9 @@ class Objective:
         """This micro-batch's share of the step's loss."""
         surrogate, *others = self.constraint(stats, plan.part_ids, plan.choices["constraint"])
         for name, regularizer in self.regularizers.items():
-            others.extend(regularizer(stats, plan.part_ids, plan.choices[name]))
+            main, *further = regularizer(stats, plan.part_ids, plan.choices[name])
+            # Under the name it has in this run: there may be two of a kind.
+            others += [replace(main, name=name), *(replace(term, name=f"{name}/{term.name}") for term in further)]
         replaced = [term.replaces for term in others if term.replaces is not None]
         taken = torch.stack(replaced).any(0) if replaced else torch.zeros_like(stats.loss_mask)
         weights = None if self.correction is None else self.correction(stats)
@@ -130,6 +135,7 @@ class Objective:
         for term in others:
             weighed = None if term.replaces is None else weights
             values[term.name] = self._aggregate(term, stats, plan, weights=weighed)
+        assert len(values) == 1 + len(others), "two terms of one name"
         loss = torch.stack(list(values.values())).sum()
         return LossOutput(loss, {name: value.detach() for name, value in values.items()}, surrogate.clipped)
 

@@ -248,7 +248,7 @@ class Regularizer(Component, Protocol):
         return stats.loss_mask
 
     def __call__(self, stats: TokenStats, part_ids: Int[Tensor, "B T"], planned: Tensor) -> tuple[TokenTerm, ...]:
-        """The terms of each token."""
+        """The terms of each token: the first is logged under the regularizer's name, others as `name/term`."""
         ...
 
 

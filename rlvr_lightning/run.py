@@ -28,6 +28,7 @@ from rlvr_lightning.errors import CheckpointError, ConfigError, HardwareError
 from rlvr_lightning.models import ModelSource
 from rlvr_lightning.module import RLVRModule
 from rlvr_lightning.optim import OptimSettings
+from rlvr_lightning.rollout.checks import check_on_policy
 from rlvr_lightning.strategies import make_strategy
 
 log = logging.getLogger(__name__)
@@ -157,6 +158,7 @@ def build_run(cfg: DictConfig, callbacks: list[Callback] | None = None) -> Run:
     source = model_source(cfg)
     data = build_data(cfg, source, component(cfg, "engine"))
     module = build_module(cfg, source)
+    check_on_policy(data, module.objective)
     source.tokenizer  # noqa: B018 - a model folder without one is found out now
     trainer = build_trainer(cfg, [*(callbacks or []), *default_callbacks(cfg)])
     return Run(cfg, trainer, module, data, derived)

@@ -26,7 +26,7 @@ class Setting:
         path: role, for a regularizer its name, then the setting; a component inside another one, or a part, adds a name.
 
     Raises:
-        ConfigError: nothing is there, or no number, or nothing that can change between optimizer steps.
+        ConfigError: nothing is there, or no number, or a number of the rollout phase.
     """
 
     def __init__(self, objective: Objective, path: str) -> None:
@@ -71,19 +71,18 @@ class Setting:
         if self._role in ("constraint", "partitioner"):
             objective.constraint.bind(objective.partitioner.parts)
 
-    def check(self, **bounds: float) -> bool:
+    def check(self, **bounds: float) -> None:
         """Can the number take these values between two optimizer steps of a run?
+
+        The objective is told where one of them needs the reference, or other statistics of the policy at the start of
+        an update: these are made once a rollout phase, so that such a number can move on-policy alone.
 
         Args:
             bounds: values, under the names the user knows them by.
 
-        Returns:
-            Whether the reference is needed at one of them.
-
         Raises:
-            ConfigError: the component refuses one, or would need other statistics of the rollout's tokens there.
+            ConfigError: the component refuses one.
         """
-        requires_ref = False
         needed = _remembered(_roles(self.objective)[self._role])
         for name, value in bounds.items():
             try:
@@ -91,12 +90,8 @@ class Setting:
             except ConfigError as error:
                 raise ConfigError(f"{self.path} cannot be controller.{name}={value}: {error}") from error
             if _remembered(component) != needed:
-                raise ConfigError(
-                    f"controller.drives={self.path}: what is computed of a rollout's tokens depends on it, once for all "
-                    "optimizer steps of the phase, so a controller cannot move it"
-                )
-            requires_ref |= any(part.requires_ref for part in _components(component))
-        return requires_ref
+                self.objective.always_on_policy = (f"controller.drives={self.path}",)
+            self.objective.always_ref |= any(part.requires_ref for part in _components(component))
 
 
 def numbers(objective: Objective) -> list[str]:

@@ -238,7 +238,7 @@ class TokenTerm:
     """One summand of the loss, per token and not yet aggregated.
 
     Args:
-        name: how it is logged.
+        name: how it is logged; a regularizer's first term is logged under the regularizer's name.
         values: the loss of each token.
         over: the tokens it is averaged over: `response` (all), a part's name, or a component's own choice. The
             denominator is that set's count in the whole optimizer step.

@@ -20,8 +20,8 @@ FIT = ("fit", "conf=archer", "trainer.max_epochs=0")
 
 MISTAKES = [
     (("ft",), "there is no verb ft; did you mean fit?"),
-    (("fit", "conf=archr"), "there is no conf=archr; did you mean archer or archer_lp_reg?"),
-    ((*FIT, "partitioner=entropi"), "there is no partitioner=entropi; did you mean entropy_quantile?"),
+    (("fit", "conf=archr"), "there is no conf=archr; did you mean archer or archer_random or archer_lp_reg?"),
+    ((*FIT, "partitioner=entropi"), "there is no partitioner=entropi; did you mean top_entropy or entropy_quantile?"),
     ((*FIT, "partitioner.quantil=0.9"), "there is no setting partitioner.quantil; did you mean partitioner.quantile"),
     ((*FIT, "quantile=0.9"), "there is no setting quantile; did you mean partitioner.quantile"),
     ((*FIT, "regularizer=[lp_rg]"), "there is no regularizer=lp_rg; did you mean lp_reg?"),

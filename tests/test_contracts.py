@@ -22,6 +22,7 @@ COMPONENTS = (
     "aggregator",
     "constraint",
     "controller",
+    "correction",
     "engine",
     "partitioner",
     "regularizer",
@@ -30,7 +31,32 @@ COMPONENTS = (
     "verifier",
 )
 FULL_SIZE = ("archer_code_1_5b", "archer_math_1_5b", "lp_reg_qwen3_14b", "lp_reg_qwen2_5_32b")
-TINY = ("archer", "lp_reg", "archer_lp_reg", "grpo", "dapo", "entropy_bonus", "flexible_clip", "archer_controlled")
+TINY = tuple(sorted({file.stem for file in (config_dir() / "experiment").glob("*.yaml")} - set(FULL_SIZE)))
+# algorithms by their papers' numbers, where a setting of the yaml holds one
+NUMBERS: dict[str, dict[str, Any]] = {
+    "advantage/group_relative": {"normalize": True, "epsilon": 1e-6},
+    "advantage/dr_grpo": {"normalize": False},
+    "constraint/clip_kl": {"clip_low": 0.2, "clip_high": 0.2},
+    "constraint/clip_higher": {"clip_low": 0.2, "clip_high": 0.28, "kl_coef": 0.0},
+    "constraint/capped_ratio": {"max_ratio": 10.0},
+    "constraint/gspo": {"clip_low": 3e-4, "clip_high": 4e-4},
+    "constraint/gmpo": {"clip_low": 0.4, "clip_high": 0.4},
+    "constraint/cispo": {"clip_low": 1.0, "clip_high": 4.0},
+    "constraint/sapo": {"tau_pos": 1.0, "tau_neg": 1.05},
+    "constraint/clip_cov": {"share": 2e-4, "lowest": 1.0, "highest": 5.0},
+    "constraint/unclipped": {"clip_low": 1.0, "clip_high": float("inf")},
+    "constraint/eighty_twenty": {"part": "reasoning", "constraint.clip_low": 0.2, "constraint.clip_high": 0.28},
+    "constraint/aspo": {"dual_clip": 3.0},
+    "constraint/ce_gppo": {"beta_low": 0.5, "beta_high": 1.0},
+    "correction/tis": {"most": 2.0},
+    "correction/mis": {"least": 0.5, "most": 2.0},
+    "partitioner/entropy_quantile": {"quantile": 0.8},
+    "partitioner/top_entropy": {"share": 0.2},
+    "regularizer/kl_cov": {"share": 2e-3, "coef": 1.0},
+    "regularizer/lp_reg": {"quantile": 0.01, "threshold": 0.02, "coef": 1.0},
+    "controller/stepwise": {"target": 0.2, "step": 0.005},
+    "controller/oscillating_decay": {"low_share": 0.2},
+}
 
 
 def members(group: str) -> list[str]:
@@ -82,6 +108,14 @@ def test_every_experiment_composes_and_its_objective_builds(name: str, variant: 
     assert module.temperature == 1.0
     rows = dict(DerivedNumbers.of(cfg).rows)
     assert rows["prompts x group"] == f"{cfg.rollout.prompts_per_epoch} x {cfg.rollout.group_size}"
+
+
+@pytest.mark.parametrize("yaml", sorted(NUMBERS))
+def test_numbers_of_a_yaml_are_the_papers(yaml: str) -> None:
+    group, name = yaml.split("/")
+    cfg = choose(group, name)
+    node = cfg[group][name] if group == "regularizer" else cfg[group]
+    assert {key: OmegaConf.select(node, key) for key in NUMBERS[yaml]} == NUMBERS[yaml]
 
 
 def test_the_papers_numbers() -> None:

@@ -63,7 +63,7 @@ def make_stats(built: Objective, seed: int = 0) -> TokenStats:
     advantages = torch.tensor([1.3, -0.7, 0.0, 0.4, -1.1, -0.2, 2.0, 0.9], dtype=torch.float64)
 
     def of(values: Tensor, when: str, before: Any = None) -> tuple[Tensor, dict[str, Tensor]]:
-        statistics = [statistic for statistic in built.requires if when in statistic.of]
+        statistics = [statistic for statistic in built.requires if when in statistic.passes]
         return token_stats(values, ids, mask, lambda x: x, 1.0, statistics, before)
 
     old_logprobs, old_statistics = of(old, "rollout")

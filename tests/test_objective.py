@@ -76,7 +76,7 @@ def test_regularized_tokens_leave_the_surrogate_in_the_reference_form() -> None:
     terms = objective(stats, plan).terms
     unclipped = -(stats.logprobs - stats.old_logprobs).detach().exp() * case.advantages
     total = unclipped[sparks].sum() / case.mask.sum()
-    assert math.isclose(float(terms["surrogate/sparks"]), float(total), rel_tol=1e-12)
+    assert math.isclose(float(terms["lp_reg/surrogate"]), float(total), rel_tol=1e-12)
 
 
 def test_a_correction_weighs_the_surrogate_of_replaced_tokens_too() -> None:
@@ -90,9 +90,26 @@ def test_a_correction_weighs_the_surrogate_of_replaced_tokens_too() -> None:
         stats = stats_of(objective, case)
         stats = stats.__class__(**{**stats.__dict__, "rollout_logprobs": halved})
         outputs.append(objective(stats, objective.plan(stats, Step())).terms)
-    for name in ("surrogate", "surrogate/sparks"):
+    for name in ("surrogate", "lp_reg/surrogate"):
         assert float(outputs[1][name]) == pytest.approx(float(outputs[0][name]) / 2, rel=1e-12)
     assert float(outputs[1]["lp_reg"]) == pytest.approx(float(outputs[0]["lp_reg"]), rel=1e-12)
+
+
+def test_two_of_a_kind_are_two_terms() -> None:
+    case, mean = random_case(4), AGGREGATORS["token_mean"]
+    kinds = {"one": LpReg(0.6, 0.02), "two": LpReg(0.4, 0.01, coef=0.3)}
+
+    def terms(**chosen: LpReg) -> dict[str, torch.Tensor]:
+        objective = Objective(SinglePart(), CappedRatio(), chosen, mean)
+        stats = stats_of(objective, case)
+        return objective(stats, objective.plan(stats, Step())).terms
+
+    together = terms(**kinds)
+    assert list(together) == ["surrogate", "one", "two"]
+    for name, regularizer in kinds.items():
+        alone = float(terms(**{name: regularizer})[name])
+        assert alone > 1e-3
+        assert float(together[name]) == alone
 
 
 def test_only_what_is_required_is_asked_for() -> None:

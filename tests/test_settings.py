@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from objectives import MEAN, OBJECTIVES
 
+from rlvr_lightning.config import compose
 from rlvr_lightning.constraints.clip_kl import ClipKL
 from rlvr_lightning.constraints.flexible_clip import FlexibleClip
 from rlvr_lightning.constraints.only_part import OnlyPart
@@ -25,6 +27,7 @@ from rlvr_lightning.partitioners.entropy_quantile import EntropyQuantile
 from rlvr_lightning.partitioners.single import SinglePart
 from rlvr_lightning.regularizers.entropy_bonus import EntropyBonus
 from rlvr_lightning.regularizers.lp_reg import LpReg
+from rlvr_lightning.run import build_run
 from rlvr_lightning.settings import Setting, numbers
 from rlvr_lightning.types import MaskCount, StepPlan, TokenStats
 
@@ -111,10 +114,6 @@ def test_what_cannot_be_driven_is_refused_in_one_line() -> None:
     assert refusal(Target("constraint.clip_low", most=2)) == (
         "constraint.clip_low cannot be controller.most=2: ClipKL.clip_low must be in [0, 1]; got 2"
     )
-    assert refusal(Target("regularizer.lp_reg.threshold", least=0.01, most=0.1)) == (
-        "controller.drives=regularizer.lp_reg.threshold: what is computed of a rollout's tokens depends on it, once for "
-        "all optimizer steps of the phase, so a controller cannot move it"
-    )
     assert refusal(Target("constraint.clip_low", part="all")) == (
         "controller.part=all is not a part; the partitioner makes knowledge, reasoning"
     )
@@ -122,6 +121,22 @@ def test_what_cannot_be_driven_is_refused_in_one_line() -> None:
         "constraint.clip_low begins at 0.2, outside controller.least=0.3 and controller.most=1: set one of the three, "
         "or controller.initial"
     )
+
+
+def test_what_the_old_policys_statistics_depend_on_moves_on_policy_alone(tmp_path: Path) -> None:
+    path = "regularizer.lp_reg.threshold"
+    overrides = ["conf=lp_reg", "controller=band", f"controller.drives={path}", f"output_dir={tmp_path}"]
+    bounds = ["controller.least=0.01", "controller.most=0.1"]
+    run = build_run(compose([*overrides, *bounds]))
+    assert run.module.objective.on_policy_only == (f"controller.drives={path}",)
+    with pytest.raises(ConfigError) as caught:
+        build_run(compose([*overrides, *bounds, "rollout.prompts_per_step=16"]))
+    assert str(caught.value) == (
+        f"controller.drives={path} makes sense only on-policy, but 2 optimizer steps learn from each rollout phase: set "
+        "rollout.prompts_per_step=null and rollout.passes=1"
+    )
+    with pytest.raises(ConfigError, match="^OPEFO makes sense only on-policy, but 3 optimizer steps"):
+        build_run(compose(["conf=opefo", "rollout.passes=3", f"output_dir={tmp_path}"]))
 
 
 class Forgetful(FlexibleClip):

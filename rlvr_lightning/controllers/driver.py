@@ -35,8 +35,7 @@ class Driver:
                 f"controller.part={controller.part} is not a part; the partitioner makes {', '.join(parts)}"
             )
         least, most = controller.least, controller.most
-        # The reference is loaded before the first step, and its log-probabilities are made once a phase.
-        objective.always_ref |= self.setting.check(least=least, most=most)
+        self.setting.check(least=least, most=most)
         first = controller.start(self.setting.value)
         if not least <= first <= most:
             raise ConfigError(

@@ -116,5 +116,5 @@ class LpReg(Regularizer):
         unclipped = -ratio(stats.logprobs, stats.old_logprobs) * stats.advantages
         return (
             TokenTerm("lp_reg", torch.where(sparks, self.coef * kl, 0.0)),
-            TokenTerm("surrogate/sparks", torch.where(sparks, unclipped, 0.0), replaces=sparks),
+            TokenTerm("surrogate", torch.where(sparks, unclipped, 0.0), replaces=sparks),
         )

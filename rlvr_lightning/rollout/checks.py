@@ -8,6 +8,7 @@ from rlvr_lightning.errors import ConfigError
 
 if TYPE_CHECKING:
     from rlvr_lightning.datamodule import RolloutDataModule
+    from rlvr_lightning.objective import Objective
     from rlvr_lightning.protocols import AdvantageEstimator
 
 
@@ -63,7 +64,22 @@ def check_fit(data: RolloutDataModule) -> None:
             f"sampling at temperature {data.temperature} and scoring at {data.rlvr_module.temperature} are different "
             "policies: set rollout.temperature alone"
         )
+    check_on_policy(data, data.rlvr_module.objective)
     if data.prompts_per_step % data.ranks[1]:
         raise ConfigError(
             f"rollout.prompts_per_step={data.prompts_per_step} must be a multiple of the {data.ranks[1]} ranks"
+        )
+
+
+def check_on_policy(data: RolloutDataModule, objective: Objective) -> None:
+    """Do several optimizer steps learn from a phase although something allows for one alone?
+
+    Raises:
+        ConfigError: they do.
+    """
+    only = objective.on_policy_only
+    if only and data.steps_per_epoch > 1:
+        raise ConfigError(
+            f"{only[0]} makes sense only on-policy, but {data.steps_per_epoch} optimizer steps learn from each rollout "
+            "phase: set rollout.prompts_per_step=null and rollout.passes=1"
         )
