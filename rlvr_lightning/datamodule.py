@@ -16,8 +16,9 @@ from rlvr_lightning.models import ModelSource
 from rlvr_lightning.module import RLVRModule
 from rlvr_lightning.protocols import AdvantageEstimator, RewardShaping, RolloutEngine, Task, Verifier
 from rlvr_lightning.rollout.checks import check_fit, check_settings
-from rlvr_lightning.rollout.collector import Collector, RolloutReport
+from rlvr_lightning.rollout.collector import Collected, Collector
 from rlvr_lightning.rollout.gathering import from_all_ranks
+from rlvr_lightning.rollout.packing import bins_of, pack
 from rlvr_lightning.rollout.prompts import PromptSource
 from rlvr_lightning.rollout.refill import StepCut
 from rlvr_lightning.rollout.store import load_buffer, rollout_record, save_buffer, write_records
@@ -49,6 +50,7 @@ class RolloutDataModule(L.LightningDataModule):
         drop_equal_groups: groups of equal rewards carry no weight (Archer, DAPO).
         generation_batches: with `drop_equal_groups`, at most this many batches of `prompts_per_epoch` prompts are drawn
             until as many groups of unequal rewards are together; 1 leaves their places empty.
+        packing: several responses share a row instead of being padded; changes speed and memory, not the result.
         eval_samples: k, responses to each held-out problem.
         seed: of prompt order and sampling.
         output_dir: rollouts are written to `rollouts/` in it; None keeps them in memory alone.
@@ -76,6 +78,7 @@ class RolloutDataModule(L.LightningDataModule):
         overlong_prompts: Literal["skip", "error"] = "skip",
         drop_equal_groups: bool = False,
         generation_batches: int = 1,
+        packing: bool = False,
         eval_samples: int = 8,
         seed: int = 0,
         output_dir: Path | None = None,
@@ -87,7 +90,7 @@ class RolloutDataModule(L.LightningDataModule):
         self.prompts_per_step = prompts_per_epoch if prompts_per_step is None else prompts_per_step
         self.max_prompt_tokens, self.overlong_prompts = max_prompt_tokens, overlong_prompts
         self.drop_equal_groups, self.generation_batches = drop_equal_groups, generation_batches
-        self.eval_samples, self.shaping = eval_samples, shaping
+        self.eval_samples, self.shaping, self.packing = eval_samples, shaping, packing
         self.seed, self.output_dir, self.top_p = seed, output_dir, top_p
         sampling = SamplingSpec(temperature, max_new_tokens, ())
         self.sampling = sampling
@@ -222,19 +225,26 @@ class RolloutDataModule(L.LightningDataModule):
             drop_equal_groups=self.drop_equal_groups,
         )
         self.phase("scoring")
-        self._steps = [self.rlvr_module.score(step, on_policy=self.steps_per_epoch == 1) for step in drawn.steps]
+        steps = [self._packed(step) for step in drawn.steps] if self.packing else drawn.steps
+        self._steps = [self.rlvr_module.score(step, on_policy=self.steps_per_epoch == 1) for step in steps]
         self._buffer_version, self._next_cursor = version, self._cursor + drawn.batches * self.prompts_per_epoch
-        self._keep(drawn.rollouts, drawn.report)
+        self._keep(drawn)
 
-    def _keep(self, groups: list[list[Rollout]], report: RolloutReport) -> None:
+    def _packed(self, step: TokenBatch) -> TokenBatch:
+        bins = bins_of(step)
+        # Ranks go through their micro-batches in lockstep: all have as many rows, and one at least.
+        most = max(1, *from_all_ranks([len(bins)]))
+        return pack(step, bins + [[]] * (most - len(bins)), int(self.source.tokenizer.pad_token_id))
+
+    def _keep(self, drawn: Collected) -> None:
         assert self.trainer is not None
-        self.report = report.metrics(self.trainer.strategy.root_device)
-        self.last_rollouts = [rollout for group in groups for rollout in group]
+        self.report = drawn.report.metrics(self.trainer.strategy.root_device)
+        self.last_rollouts = [rollout for group in drawn.rollouts for rollout in group]
         if self.output_dir is None:
             return
         records = [
             rollout_record(rollout, float(row.sum() / row.ne(0).sum().clamp(min=1)))
-            for group, step in zip(groups, self._steps, strict=True)
+            for group, step in zip(drawn.rollouts, drawn.steps, strict=True)
             for rollout, row in zip(group, step.advantages, strict=True)
         ]
         records = from_all_ranks(records)

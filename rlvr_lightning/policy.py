@@ -55,9 +55,13 @@ class Policy(nn.Module):
         self, batch: TokenBatch, temperature: float, statistics: Sequence[VocabStatistic] = ()
     ) -> tuple[Float[Tensor, "B T"], Statistics]:
         """Log-probabilities of the response tokens that carry weight, and the statistics [nats]."""
-        positions = (batch.attention_mask.cumsum(-1) - 1).clamp(min=0)
+        if batch.segments is None:
+            positions, mask = (batch.attention_mask.cumsum(-1) - 1).clamp(min=0), batch.attention_mask
+        else:
+            # Without a mask, transformers reads from positions that begin anew where one response must not see another.
+            positions, mask = packed_positions(batch), None
         hidden = self.causal_lm.get_decoder()(
-            input_ids=batch.input_ids, attention_mask=batch.attention_mask, position_ids=positions, use_cache=False
+            input_ids=batch.input_ids, attention_mask=mask, position_ids=positions, use_cache=False
         ).last_hidden_state
         length = batch.loss_mask.shape[1]
         # The state before a token scores it.
@@ -88,6 +92,17 @@ class Policy(nn.Module):
             if ".base_layer.weight" in name:
                 weight = weight + _lora_delta(owner).to(weight.dtype)
             yield name.replace(".base_layer.", "."), weight
+
+
+def packed_positions(batch: TokenBatch) -> Tensor:
+    """Position of each column [B, L] within its response: they begin anew with each."""
+    assert batch.segments is not None
+    # The first column belongs to the same response as the second: a prompt and a response have a token each at least.
+    segments = torch.cat([batch.segments[:, :1], batch.segments], dim=1)
+    columns = torch.arange(segments.shape[1], device=segments.device).expand_as(segments)
+    begins = torch.ones_like(segments, dtype=torch.bool)
+    begins[:, 1:] = segments[:, 1:] != segments[:, :-1]
+    return columns - torch.where(begins, columns, 0).cummax(-1).values
 
 
 def _gathered(parameter: Tensor) -> Tensor:
