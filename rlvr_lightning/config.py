@@ -18,6 +18,9 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from rlvr_lightning.errors import CheckpointError, ConfigError, RLVRError
 
+# Sections that hold plain settings; components check their own in their constructors.
+SECTIONS = ("model", "rollout", "optim", "trainer", "hardware")
+
 
 def config_dir() -> Path:
     """Where the configuration tree lies: beside the package in a checkout, inside it in a wheel.
@@ -167,6 +170,7 @@ def resumed(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
         raise CheckpointError(f"resume={folder} holds no run: config.yaml and checkpoints/last.ckpt must be there")
     saved = OmegaConf.load(folder / "config.yaml")
     assert isinstance(saved, DictConfig)
+    _add_newer_settings(saved, cfg)
     for override in overrides:
         key = override.partition("=")[0].lstrip("+~")
         if key == "resume":
@@ -176,3 +180,14 @@ def resumed(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
         OmegaConf.update(saved, key, OmegaConf.select(cfg, key))
     saved.resume = saved.output_dir = str(folder)
     return saved
+
+
+def _add_newer_settings(saved: DictConfig, cfg: DictConfig) -> None:
+    """Settings and groups that came after the run was saved, with their defaults, which leave a run as it was."""
+    for key, value in cfg.items():
+        if key not in saved:
+            saved[key] = value
+        elif key in SECTIONS:
+            for name, default in value.items():
+                if name not in saved[key]:
+                    saved[key][name] = default

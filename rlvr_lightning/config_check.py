@@ -7,11 +7,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from rlvr_lightning.config import config_dir
+from rlvr_lightning.config import SECTIONS, config_dir
 from rlvr_lightning.errors import ConfigError
 
-# Sections that hold plain settings; components check their own in their constructors.
-SECTIONS = ("model", "rollout", "optim", "trainer", "hardware")
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", list: "a list"}
 # Null by default, but not of every kind.
 OPTIONAL: dict[str, type] = {"rollout.prompts_per_step": int}

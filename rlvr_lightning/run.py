@@ -185,6 +185,11 @@ def build_trainer(cfg: DictConfig, callbacks: list[Callback]) -> L.Trainer:
     world = (devices if isinstance(devices, int) else 1) * settings.num_nodes
     if settings.max_epochs < 0:
         raise ConfigError(f"trainer.max_epochs must be at least 0; got {settings.max_epochs}")
+    if settings.precision not in ("32-true", "bf16-mixed", "16-mixed"):
+        raise ConfigError(
+            f"trainer.precision must be 32-true, bf16-mixed or 16-mixed; got {settings.precision}: what is computed from "
+            "the logits stays in float32, and model.dtype says how the weights are held"
+        )
     return L.Trainer(
         accelerator=settings.accelerator,
         devices=devices,

@@ -31,6 +31,24 @@ MISTAKES = [
     ),
     ((*FIT, "partitioner.quantile=1.2"), "EntropyQuantile.quantile must be in (0, 1); got 1.2"),
     ((*FIT, "partitioner=single"), "constraint.clip_low is set for the parts knowledge, reasoning"),
+    (
+        (*FIT, "partitioner=single", "constraint=gspo", "correction=mis"),
+        "correction MIS weighs single tokens, but GSPO has one ratio for a whole response: choose correction=none",
+    ),
+    (
+        ("fit", "conf=opefo", "rollout.passes=2"),
+        "OPEFO makes sense only on-policy, but 2 optimizer steps learn from each rollout phase",
+    ),
+    ((*FIT, "controller=target"), "controller.drives must be given: controller.drives=..."),
+    (
+        (*FIT, "controller=target", "controller.drives=constraint.clip_hi.reasoning"),
+        "controller.drives=constraint.clip_hi.reasoning is no number of this run's components; did you mean",
+    ),
+    (
+        (*FIT, "controller=target", "controller.drives=constraint.clip_high.reasoning", "controller.most=-1"),
+        "Target.least must be below most=-1",
+    ),
+    ((*FIT, "trainer.precision=bf16-true"), "trainer.precision must be 32-true, bf16-mixed or 16-mixed; got bf16-true"),
     ((*FIT, "trainer.max_epochs=many"), "trainer.max_epochs must be a whole number; got 'many'"),
     ((*FIT, "optim.lr=-1"), "optim.lr must be at least 0; got -1"),
     ((*FIT, "seed=-1"), "seed must be a whole number from 0; got -1"),

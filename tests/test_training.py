@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from training import SMALL, fit, last_checkpoint, weights, widest_difference
 
 from rlvr_lightning.cli import main
@@ -86,6 +87,17 @@ def test_a_resumed_run_ends_where_an_unbroken_one_does(archer: Path, tmp_path: P
     assert widest_difference(archer, tmp_path) == 0
     assert len(logged(tmp_path, "reward/mean")) == 4
     assert logged(tmp_path, "reward/mean") == pytest.approx(logged(archer, "reward/mean"))
+
+
+def test_a_run_saved_before_a_setting_existed_goes_on(archer: Path, tmp_path: Path) -> None:
+    fit(tmp_path, *OFF_POLICY)
+    saved = OmegaConf.load(tmp_path / "config.yaml")
+    for key in ("shaping", "correction", "controller", "rollout.packing", "rollout.generation_batches"):
+        section, _, name = key.rpartition(".")
+        del (saved[section] if section else saved)[name]
+    OmegaConf.save(saved, tmp_path / "config.yaml")
+    assert main(("fit", f"resume={tmp_path}", "trainer.max_epochs=4")) == 0
+    assert widest_difference(archer, tmp_path) == 0
 
 
 def test_a_run_of_odd_length_ends_with_a_checkpoint_and_a_measurement(
