@@ -43,7 +43,9 @@ class DerivedNumbers:
         rows = (
             ("model", f"{cfg.model.path}, {parameters(cfg)}, {cfg.model.dtype}"),
             ("task, verifier", f"{_name(cfg.task)}, {_name(cfg.verifier)}"),
+            ("advantage", " + ".join(_name(node) for node in (cfg.shaping, cfg.advantage) if node)),
             ("objective", f"{_name(cfg.partitioner)} + {_name(cfg.constraint)} + regularizers: {regularizers}"),
+            *([("correction", _name(cfg.correction))] if cfg.correction else []),
             *controller_row(cfg),
             ("aggregation, variant", f"{_name(cfg.aggregator)}, {cfg.variant}"),
             ("prompts x group", f"{rollout.prompts_per_epoch} x {rollout.group_size}"),

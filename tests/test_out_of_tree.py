@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,29 +13,7 @@ from pathlib import Path
 import pytest
 from training import SMALL
 
-PARTITIONER = '''
-import torch
-from rlvr_lightning import Step, TokenPartitioner, TokenStats
-from rlvr_lightning.errors import ConfigError
-
-
-class Halves(TokenPartitioner):
-    """The first tokens of each response, and the rest."""
-
-    def __init__(self, share: float = 0.5) -> None:
-        if not 0 < share < 1:
-            raise ConfigError(f"Halves.share must be in (0, 1); got {share}")
-        self.share = share
-
-    @property
-    def parts(self) -> tuple[str, ...]:
-        return ("early", "late")
-
-    def __call__(self, stats: TokenStats, step: Step) -> torch.Tensor:
-        place = stats.loss_mask.cumsum(-1)
-        return (place > self.share * stats.loss_mask.sum(-1, keepdim=True)).long()
-'''
-YAML = "# Two halves.\n_target_: halves.Halves\nshare: 0.25\n"
+DOCUMENT = Path(__file__).parents[1] / "docs" / "extending.md"
 EXPERIMENT = """# @package _global_
 defaults:
   - override /partitioner: halves
@@ -44,20 +24,39 @@ constraint:
 """
 
 
+MINE = ("fit", "--config-dir", "myconf", "conf=mine")
+
+
+def blocks(language: str) -> list[str]:
+    """The document's code, block by block."""
+    pairs = re.findall(r"^```(\w*)\n(.*?)^```$", DOCUMENT.read_text(), flags=re.DOTALL | re.MULTILINE)
+    return [code for kind, code in pairs if kind == language]
+
+
+def documented_commands() -> list[list[str]]:
+    """The document's command lines, without `python -m rlvr_lightning`."""
+    found = [block for block in blocks("") if block.startswith("python -m rlvr_lightning fit")]
+    return [shlex.split(block.replace("\\\n", " "))[3:] for block in found]
+
+
 @pytest.fixture
 def outside(tmp_path: Path) -> Path:
-    (tmp_path / "halves.py").write_text(PARTITIONER)
-    for group, name, text in (("partitioner", "halves", YAML), ("experiment", "mine", EXPERIMENT)):
-        (tmp_path / "conf" / group).mkdir(parents=True)
-        (tmp_path / "conf" / group / f"{name}.yaml").write_text(text)
+    for code in (*blocks("python"), *blocks("yaml")):
+        # Each begins with its own name.
+        file = tmp_path / re.match(r"# ([\w/.]+)", code).group(1)  # type: ignore[union-attr]
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(code)
+    experiments = tmp_path / "myconf" / "experiment"
+    experiments.mkdir()
+    (experiments / "mine.yaml").write_text(EXPERIMENT)
     return tmp_path
 
 
 def run(outside: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "rlvr_lightning", "fit", "conf=mine", *SMALL, *arguments]
+    command = [sys.executable, "-m", "rlvr_lightning", *arguments, *SMALL]
     environment = {**os.environ, "PYTHONPATH": str(outside)}
     return subprocess.run(
-        [*command, "--config-dir", str(outside / "conf")],
+        command,
         cwd=outside,
         env=environment,
         capture_output=True,
@@ -68,7 +67,7 @@ def run(outside: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_it_trains_like_any_other(outside: Path) -> None:
-    done = run(outside, "output_dir=run")
+    done = run(outside, *MINE, "output_dir=run")
     assert done.returncode == 0, done.stderr
     with (outside / "run" / "logs" / "version_0" / "metrics.csv").open() as lines:
         rows = [row for row in csv.DictReader(lines) if row["policy/share/early"]]
@@ -80,7 +79,22 @@ def test_it_trains_like_any_other(outside: Path) -> None:
 
 
 def test_its_mistakes_are_told_like_any_others(outside: Path) -> None:
-    done = run(outside, "partitioner.share=2")
+    done = run(outside, *MINE, "partitioner.share=2")
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1] == "error: Halves.share must be in (0, 1); got 2"
     assert not (outside / "outputs").exists()
+
+
+def test_the_documents_commands_train(outside: Path) -> None:
+    commands = documented_commands()
+    assert len(commands) == 2
+    for number, command in enumerate(commands):
+        done = run(outside, *command, "rollout.prompts_per_step=4", f"output_dir=documented_{number}")
+        assert done.returncode == 0, done.stderr
+    with (outside / "documented_1" / "logs" / "version_0" / "metrics.csv").open() as lines:
+        rows = [row for row in csv.DictReader(lines) if row["policy/loss/lp_reg"]]
+    assert len(rows) == 2
+    driven = [float(row["controller/constraint.width"]) for row in rows]
+    assert driven[0] != driven[1]
+    assert all(0.1 <= width <= 1 for width in driven)
+    assert float(rows[0]["policy/share/early"]) > 0.2
