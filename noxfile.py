@@ -13,7 +13,14 @@ nox.options.reuse_existing_virtualenvs = True
 MISBUILT = ("torchvision", "torchaudio", "torchcodec")
 
 # Tests in which tensors flow.
-SHAPED = ("tests/golden", "tests/rollout", "tests/test_objective.py", "tests/test_token_stats.py", "tests/test_step.py")
+SHAPED = (
+    "tests/golden",
+    "tests/rollout",
+    "tests/test_methods.py",
+    "tests/test_objective.py",
+    "tests/test_token_stats.py",
+    "tests/test_step.py",
+)
 
 
 @nox.session
