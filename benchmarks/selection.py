@@ -1,7 +1,7 @@
 """What choosing tokens costs: the share of an optimizer step spent on quantiles and top-k sets.
 
-    python benchmarks/selection.py                      # a million tokens, V = 32,000: half an hour on two cores
-    python benchmarks/selection.py --tokens 65536       # the same in two minutes
+    python benchmarks/selection.py                      # a million tokens, V = 32,000: 20 minutes a variant on two cores
+    python benchmarks/selection.py --tokens 65536       # the same in three minutes
     python benchmarks/selection.py --device cuda
 
 A step here is what the objective adds to a transformer: from hidden states through the logits (in chunks, made again in
@@ -12,10 +12,13 @@ itself is left out, so the share in a real run is smaller than what is printed.
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from collections.abc import Callable
 from typing import Any
 
+# As the command line does, before torch is imported.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 import torch
 
 from rlvr_lightning.aggregators import SequenceMeanTokenMean

@@ -21,10 +21,9 @@ from rlvr_lightning.types import Pass
 Statistics = dict[str, Shaped[Tensor, "B T ..."]]
 Old = Mapping[str, Shaped[Tensor, "N ..."]]
 
-# Logits held at a time. An accelerator wants large ones (128 MiB in float32); on a CPU temporaries that small (4 MiB)
-# are reused from the heap, while larger ones are mapped and zeroed by the system each time: six times slower.
-CHUNK_ELEMENTS = {"cpu": 2**20}
-CHUNK_ELEMENTS_ELSEWHERE = 2**25
+# Logits held at a time: 2**25 numbers, 128 MiB in float32. Blocks below 32 MiB would come from the C heap, where the
+# small results in between keep them from being used again: memory would grow with the step.
+CHUNK_ELEMENTS = 2**25
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ def token_stats(
     temperature: float,
     statistics: Sequence[VocabStatistic] = (),
     old: Mapping[str, Shaped[Tensor, "B T ..."]] | None = None,
-    chunk_elements: int | None = None,
+    chunk_elements: int = CHUNK_ELEMENTS,
 ) -> tuple[Float[Tensor, "B T"], Statistics]:
     """Log-probabilities of the tokens and the required statistics.
 
@@ -98,7 +97,7 @@ def token_stats(
         temperature: divides the logits.
         statistics: what to compute besides the log-probability.
         old: statistics of the same tokens under the policy at the start of the update, for those that read them.
-        chunk_elements: logits held at a time; None for what suits the device.
+        chunk_elements: logits held at a time.
 
     Returns:
         Log-probabilities [nats], and each statistic by name. At least float32, whatever the model's dtype.
@@ -115,8 +114,7 @@ def token_stats(
             results.append(statistic(logprobs if statistic.differentiable else logprobs.detach(), ids, before))
         return tuple(results)
 
-    held_at_once = chunk_elements or CHUNK_ELEMENTS.get(hidden.device.type, CHUNK_ELEMENTS_ELSEWHERE)
-    size = max(1, held_at_once // vocabulary_size(head, tokens[0]))
+    size = max(1, chunk_elements // vocabulary_size(head, tokens[0]))
     if len(tokens[0]) <= size:
         columns = reduce(*tokens)
     else:
