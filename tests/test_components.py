@@ -54,6 +54,7 @@ from rlvr_lightning.types import MaskCount, TokenStats
         (lambda: KLCov(coef=-1), "KLCov.coef must be at least 0; got -1"),
         (lambda: EntropyBonus(-1), "EntropyBonus.coef must be at least 0; got -1"),
         (lambda: GSPO(-1), r"GSPO.clip_low must be in \[0, 1\]; got -1"),
+        (lambda: GSPO(clip_high={"a": 1}), r"GSPO.clip_high must be one number for all parts; got \{'a': 1\}"),
         (lambda: GMPO(clip_high=-1), r"GMPO.clip_high must be in \[0, inf\]; got -1"),
         (lambda: CISPO({"a": 2}), r"CISPO.clip_low must be in \[0, 1\]; got 2"),
         (lambda: SAPO(tau_neg=0), "SAPO.tau_neg must be above 0; got 0"),

@@ -17,6 +17,8 @@ from objectives import AGGREGATORS, MEAN, OBJECTIVES, Case, arrange, loss_of, ra
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from rlvr_lightning.advantages.group_relative import GroupRelative
+from rlvr_lightning.advantages.rloo import RLOO
 from rlvr_lightning.protocols import ConstraintPolicy, Regularizer, TokenPartitioner
 from rlvr_lightning.step import Step
 
@@ -129,6 +131,30 @@ def test_masked_tokens_and_other_responses_have_no_gradient(name: str) -> None:
         (own,) = torch.autograd.grad(values, case.logits, retain_graph=True)
         own[4] = 0
         assert own.abs().max() == 0, term.name
+
+
+ESTIMATORS = {"grpo": GroupRelative(), "dr_grpo": GroupRelative(normalize=False), "rloo": RLOO()}
+
+
+@pytest.mark.parametrize("name", sorted(ESTIMATORS))
+@given(seed=st.integers(0, 10_000))
+@settings(max_examples=20, deadline=None)
+def test_advantages_follow_their_responses(name: str, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    rewards = torch.randint(3, (6, 5), generator=generator).double() / 2
+    valid = torch.rand(6, 5, generator=generator) < 0.8
+    estimator = ESTIMATORS[name]
+    found = estimator(rewards, valid)
+    groups, members = torch.randperm(6, generator=generator), torch.randperm(5, generator=generator)
+    moved = estimator(rewards[groups][:, members], valid[groups][:, members])
+    torch.testing.assert_close(moved, found[groups][:, members], rtol=1e-12, atol=1e-12)
+    # A response without a verdict changes nothing, whatever stands in its place.
+    rubbish = torch.full((6, 1), 1e9, dtype=torch.float64)
+    wider = estimator(torch.cat([rewards, rubbish], 1), torch.cat([valid, torch.zeros(6, 1).bool()], 1))
+    torch.testing.assert_close(wider[:, :5], found, rtol=1e-12, atol=1e-12)
+    for row, mask, advantages in zip(rewards, valid, found, strict=True):
+        assert (advantages.abs().max() == 0) == (row[mask].unique().numel() < 2)
+        assert advantages[~mask].abs().sum() == 0
 
 
 class Frozen(TorchFunctionMode):

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from rlvr_lightning.constraints.kl import ratio
-from rlvr_lightning.constraints.per_part import check_range
+from rlvr_lightning.constraints.per_part import check_number
 from rlvr_lightning.constraints.surrogate import clipped_surrogate
 from rlvr_lightning.covariance import token_covariance
 from rlvr_lightning.errors import ConfigError
@@ -44,8 +44,8 @@ class ClipCov(ConstraintPolicy):
             raise ConfigError(f"ClipCov.share must be in (0, 1); got {share}")
         if not lowest < highest:
             raise ConfigError(f"ClipCov.lowest must be below highest={highest}; got {lowest}")
-        check_range("ClipCov", "clip_low", clip_low, 0, 1)
-        check_range("ClipCov", "clip_high", clip_high, 0)
+        check_number("ClipCov", "clip_low", clip_low, 0, 1)
+        check_number("ClipCov", "clip_high", clip_high, 0)
         self.share, self.lowest, self.highest, self.clip_low, self.clip_high = (
             share,
             lowest,

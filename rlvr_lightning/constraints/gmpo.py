@@ -10,7 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from rlvr_lightning.constraints.kl import MAX_LOG_RATIO
-from rlvr_lightning.constraints.per_part import check_range
+from rlvr_lightning.constraints.per_part import check_number
 from rlvr_lightning.protocols import ConstraintPolicy
 from rlvr_lightning.responses import response_mean
 from rlvr_lightning.types import TokenStats, TokenTerm
@@ -28,8 +28,8 @@ class GMPO(ConstraintPolicy):
     """
 
     def __init__(self, clip_low: float = 0.4, clip_high: float = 0.4) -> None:
-        check_range("GMPO", "clip_low", clip_low, 0)
-        check_range("GMPO", "clip_high", clip_high, 0)
+        check_number("GMPO", "clip_low", clip_low, 0)
+        check_number("GMPO", "clip_high", clip_high, 0)
         self.clip_low, self.clip_high = clip_low, clip_high
 
     @property

@@ -8,7 +8,7 @@ from __future__ import annotations
 from jaxtyping import Int
 from torch import Tensor
 
-from rlvr_lightning.constraints.per_part import check_range
+from rlvr_lightning.constraints.per_part import check_number
 from rlvr_lightning.constraints.surrogate import clipped_surrogate
 from rlvr_lightning.protocols import ConstraintPolicy
 from rlvr_lightning.responses import response_mean
@@ -30,8 +30,8 @@ class GSPO(ConstraintPolicy):
     """
 
     def __init__(self, clip_low: float = 3e-4, clip_high: float = 4e-4) -> None:
-        check_range("GSPO", "clip_low", clip_low, 0, 1)
-        check_range("GSPO", "clip_high", clip_high, 0)
+        check_number("GSPO", "clip_low", clip_low, 0, 1)
+        check_number("GSPO", "clip_high", clip_high, 0)
         self.clip_low, self.clip_high = clip_low, clip_high
 
     @property

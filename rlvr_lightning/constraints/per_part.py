@@ -25,6 +25,17 @@ def check_range(owner: str, name: str, setting: PerPart, least: float, most: flo
             raise ConfigError(f"{owner}.{name} must be in [{least:g}, {most:g}]; got {value}")
 
 
+def check_number(owner: str, name: str, value: float, least: float, most: float = float("inf")) -> None:
+    """A setting that is the same for all tokens lies in [least, most].
+
+    Raises:
+        ConfigError: it does not, or is given for each part.
+    """
+    if isinstance(value, Mapping):
+        raise ConfigError(f"{owner}.{name} must be one number for all parts; got {dict(value)}")
+    check_range(owner, name, value, least, most)
+
+
 class PerPartConstraint(ConstraintPolicy):
     """A constraint whose attributes named in `per_part` may be set for each part."""
 

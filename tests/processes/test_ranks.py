@@ -60,6 +60,15 @@ def test_two_ranks_are_one_process(strategy: str, alone: Path, tmp_path: Path) -
     assert (tmp_path / "rollouts" / "version_4.jsonl.gz").exists()
 
 
+def test_two_ranks_with_packed_rows_are_one_process(alone: Path, tmp_path: Path) -> None:
+    arguments = ("strategy=ddp", "trainer.devices=2", "rollout.packing=true", f"output_dir={tmp_path}")
+    subprocess.run(command(*arguments), check=True, timeout=300)
+    one, two = losses(alone), losses(tmp_path)
+    for name, values in one.items():
+        assert two[name][0] == pytest.approx(values[0], rel=1e-3, abs=1e-6), name
+    assert widest_difference(alone, tmp_path) < 2e-4
+
+
 def interrupted(folder: Path, epochs: int, delay: float) -> str:
     """Start a run, press Ctrl-C `delay` seconds after its second epoch, and wait."""
     arguments = command(f"output_dir={folder}", f"trainer.max_epochs={epochs}")
