@@ -15,7 +15,8 @@ MISBUILT = ("torchvision", "torchaudio", "torchcodec")
 # Tests in which tensors flow.
 SHAPED = (
     "tests/golden",
-    "tests/rollout",
+    "tests/rollout/test_data_flow.py",
+    "tests/rollout/test_packing.py",
     "tests/test_methods.py",
     "tests/test_objective.py",
     "tests/test_token_stats.py",
