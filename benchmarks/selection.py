@@ -1,6 +1,6 @@
 """What choosing tokens costs: the share of an optimizer step spent on quantiles and top-k sets.
 
-    python benchmarks/selection.py                      # a million tokens, V = 32,000: 20 minutes a variant on two cores
+    python benchmarks/selection.py                      # a million tokens, V = 32,000: 19 minutes a variant on two cores
     python benchmarks/selection.py --tokens 65536       # the same in three minutes
     python benchmarks/selection.py --device cuda
 
