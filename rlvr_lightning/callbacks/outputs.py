@@ -119,7 +119,8 @@ def draw_curves(folder: Path) -> Path | None:
             label = name.rsplit("/", 1)[-1] if len(names) > MANY else name
             axes.plot(steps, values, label=label, marker="o" if len(steps) < 15 else None, linewidth=1.2)
         axes.set(title=title, xlabel="optimizer step", ylabel=unit)
-        if scale == "log":
+        # A logarithmic axis needs something above 0 to show.
+        if scale == "log" and any(value > 0 for name in names for _, value in series[name]):
             axes.set_yscale(scale, nonpositive="mask")
         axes.grid(alpha=0.3)
         beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5)} if len(names) > MANY else {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -13,13 +14,13 @@ def progress(step: int, num_steps: int) -> float:
     return min(max(step / num_steps, 0.0), 1.0) if num_steps else 0.0
 
 
-class Schedule(Bounded):
+class Schedule(Bounded, ABC):
     """A value for each k / T; the entropy is measured for the logs alone."""
 
     @property
+    @abstractmethod
     def corners(self) -> Sequence[tuple[float, float]]:
         """(k / T, value) where the lines meet, rising in k / T from 0 to 1."""
-        raise NotImplementedError
 
     def start(self, configured: float) -> float:
         """The schedule's beginning, whatever is configured."""
