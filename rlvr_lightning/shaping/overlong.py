@@ -1,4 +1,4 @@
-"""Soft overlong punishment (DAPO, arXiv 2503.14476, equation 13).
+"""Soft overlong punishment (DAPO, arXiv 2503.14476).
 
 With L tokens of response:
 
