@@ -133,8 +133,10 @@ class Objective:
         weights = None if self.correction is None else self.correction(stats)
         values = {"surrogate": self._aggregate(surrogate, stats, plan, keep=~taken, weights=weights)}
         for term in others:
-            weighed = None if term.replaces is None else weights
-            values[term.name] = self._aggregate(term, stats, plan, weights=weighed)
+            if term.replaces is None:
+                values[term.name] = self._aggregate(term, stats, plan)
+            else:  # it is the surrogate of its tokens: over the same set, with the same weights
+                values[term.name] = self._aggregate(replace(term, over=surrogate.over), stats, plan, weights=weights)
         assert len(values) == 1 + len(others), "two terms of one name"
         loss = torch.stack(list(values.values())).sum()
         return LossOutput(loss, {name: value.detach() for name, value in values.items()}, surrogate.clipped)

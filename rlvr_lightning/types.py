@@ -242,7 +242,7 @@ class TokenTerm:
         values: the loss of each token.
         over: the tokens it is averaged over: `response` (all), a part's name, or a component's own choice. The
             denominator is that set's count in the whole optimizer step.
-        replaces: tokens whose surrogate this term takes the place of, or None.
+        replaces: tokens whose surrogate this term takes the place of, or None; it is then averaged as the surrogate is.
         clipped: tokens whose gradient was cut off, for the logs; None where the term has no such thing.
     """
 

@@ -79,6 +79,23 @@ def test_regularized_tokens_leave_the_surrogate_in_the_reference_form() -> None:
     assert math.isclose(float(terms["lp_reg/surrogate"]), float(total), rel_tol=1e-12)
 
 
+def test_a_replaced_surrogate_counts_over_the_part_that_learns() -> None:
+    """80/20 with Lp-Reg's reference form: a spark outside the kept tokens stays outside."""
+    case, mean = random_case(4), AGGREGATORS["token_mean"]
+    regularizer = LpReg(0.8, 0.05, variant="reference")
+    constraint = OnlyPart("reasoning", ClipKL(1.0, float("inf")))
+    objective = Objective(TopEntropy(0.6), constraint, {"lp_reg": regularizer}, mean)
+    stats = stats_of(objective, case)
+    plan = objective.plan(stats, Step())
+    kept, sparks = plan.masks["reasoning"], plan.choices["lp_reg"] == 1
+    assert int((sparks & kept).sum()) > 1
+    assert int((sparks & ~kept).sum()) > 1
+    terms = objective(stats, plan).terms
+    values = -(stats.logprobs - stats.old_logprobs).detach().exp() * case.advantages
+    for name, tokens in (("surrogate", kept & ~sparks), ("lp_reg/surrogate", kept & sparks)):
+        assert math.isclose(float(terms[name]), float(values[tokens].sum() / kept.sum()), rel_tol=1e-12)
+
+
 def test_a_correction_weighs_the_surrogate_of_replaced_tokens_too() -> None:
     case = random_case(4)
     regularizer = LpReg(0.6, 0.1, variant="reference")
