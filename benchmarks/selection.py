@@ -21,13 +21,13 @@ from typing import Any
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 import torch
 
-from rlvr_lightning.aggregators import SequenceMeanTokenMean
-from rlvr_lightning.constraints.clip_kl import ClipKL
-from rlvr_lightning.objective import Objective
-from rlvr_lightning.partitioners.entropy_quantile import EntropyQuantile
-from rlvr_lightning.regularizers.lp_reg import LpReg
-from rlvr_lightning.step import Step
-from rlvr_lightning.token_stats import token_stats
+from rlvr_lightning.methods.aggregators import SequenceMeanTokenMean
+from rlvr_lightning.methods.constraints.clip_kl import ClipKL
+from rlvr_lightning.methods.partitioners.entropy_quantile import EntropyQuantile
+from rlvr_lightning.methods.regularizers.lp_reg import LpReg
+from rlvr_lightning.objective.objective import Objective
+from rlvr_lightning.objective.step import Step
+from rlvr_lightning.objective.token_stats import token_stats
 from rlvr_lightning.types import Pass, TokenStats
 
 VOCABULARY, HIDDEN, LENGTH = 32_000, 64, 4096

@@ -2,7 +2,7 @@
 
 import sys
 
-from rlvr_lightning.cli import main
+from rlvr_lightning.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -12,9 +12,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from rlvr_lightning.errors import ConfigError
-from rlvr_lightning.models import ModelSource
-from rlvr_lightning.module import RLVRModule
-from rlvr_lightning.protocols import AdvantageEstimator, RewardShaping, RolloutEngine, Task, Verifier
+from rlvr_lightning.models.source import ModelSource
+from rlvr_lightning.protocols import AdvantageEstimator, RewardShaping, RolloutEngine, Task, TrainedModule, Verifier
 from rlvr_lightning.rollout.checks import check_fit, check_settings
 from rlvr_lightning.rollout.collector import Collected, Collector
 from rlvr_lightning.rollout.gathering import from_all_ranks
@@ -131,10 +130,10 @@ class RolloutDataModule(L.LightningDataModule):
         return self.prompts_per_epoch * self.group_size
 
     @property
-    def rlvr_module(self) -> RLVRModule:
+    def rlvr_module(self) -> TrainedModule:
         """The module being trained."""
         assert self.trainer is not None
-        return cast(RLVRModule, self.trainer.lightning_module)
+        return cast(TrainedModule, self.trainer.lightning_module)
 
     @property
     def ranks(self) -> tuple[int, int]:

@@ -3,6 +3,11 @@
 The command line turns an `RLVRError` into one line and exit code 2; anything else is a defect and keeps its traceback.
 """
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
 
 class RLVRError(Exception):
     """Base of all errors addressed to the user: the message says what, where and what to do."""
@@ -42,3 +47,11 @@ class VerifierError(RLVRError, RuntimeError):
 
 class VerifierTimeoutError(VerifierError, TimeoutError):
     """A verifier took too long on a response."""
+
+
+def nearest(name: str, known: Sequence[str], count: int = 3) -> str:
+    """`did you mean ...?` with the closest names, or all of a short list."""
+    close = difflib.get_close_matches(name, known, n=count, cutoff=0.5)
+    if close:
+        return f"did you mean {' or '.join(close)}?"
+    return f"there is {', '.join(sorted(known))}" if 0 < len(known) <= 30 else "see --cfg job for all of them"

@@ -13,22 +13,22 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from rlvr_lightning.aggregators import SequenceMeanTokenMean
-from rlvr_lightning.constraints.clip_kl import ClipKL
-from rlvr_lightning.controllers.driver import Driver
-from rlvr_lightning.controllers.protocol import Controller
-from rlvr_lightning.diagnostics import Diagnostics
 from rlvr_lightning.errors import CheckpointError, ConfigError
-from rlvr_lightning.evaluation import EvaluatedModule
-from rlvr_lightning.models import ModelSource
-from rlvr_lightning.objective import Objective
-from rlvr_lightning.optim import OptimSettings
-from rlvr_lightning.partitioners.single import SinglePart
-from rlvr_lightning.policy import Policy
+from rlvr_lightning.evaluation.diagnostics import Diagnostics
+from rlvr_lightning.evaluation.held_out import EvaluatedModule
+from rlvr_lightning.methods.aggregators import SequenceMeanTokenMean
+from rlvr_lightning.methods.constraints.clip_kl import ClipKL
+from rlvr_lightning.methods.controllers.protocol import Controller
+from rlvr_lightning.methods.partitioners.single import SinglePart
+from rlvr_lightning.models.policy import Policy
+from rlvr_lightning.models.source import ModelSource
+from rlvr_lightning.objective.objective import Objective
+from rlvr_lightning.objective.scoring import Scorer
+from rlvr_lightning.objective.step import Step
 from rlvr_lightning.protocols import Aggregator, ConstraintPolicy, Correction, Regularizer, TokenPartitioner
-from rlvr_lightning.scoring import Scorer
-from rlvr_lightning.step import Step
-from rlvr_lightning.strategies.sharding import shard
+from rlvr_lightning.training.driver import Driver
+from rlvr_lightning.training.optim import OptimSettings
+from rlvr_lightning.training.sharding import shard
 from rlvr_lightning.types import TokenBatch
 
 

@@ -207,7 +207,7 @@ class TokenStats:
         statistics: values per token named by the components' `requires`, under the current policy.
         old_statistics: the same under the policy at the start of the update.
         noise: a uniform random number in [0, 1) for each token, or None.
-        segments: in a packed batch, which response of its row a token belongs to (`responses.py` reduces over it).
+        segments: in a packed batch, which response of its row a token belongs to (`objective/responses.py` reduces over it).
     """
 
     logprobs: Float[Tensor, "B T"]

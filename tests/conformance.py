@@ -19,26 +19,26 @@ from rich.table import Table
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from rlvr_lightning.advantages.group_relative import GroupRelative
-from rlvr_lightning.advantages.rloo import RLOO
-from rlvr_lightning.aggregators import SequenceMeanTokenMean, SequenceMeanTokenSum, TokenMean
-from rlvr_lightning.constraints.cispo import CISPO
-from rlvr_lightning.constraints.clip_kl import ClipKL
-from rlvr_lightning.constraints.gmpo import GMPO
-from rlvr_lightning.constraints.gspo import GSPO
-from rlvr_lightning.constraints.kl import kl_estimate
-from rlvr_lightning.constraints.only_part import OnlyPart
-from rlvr_lightning.constraints.sapo import SAPO
 from rlvr_lightning.errors import DataError, RLVRError
-from rlvr_lightning.objective import LossOutput, Objective
-from rlvr_lightning.partitioners.entropy_quantile import EntropyQuantile
-from rlvr_lightning.partitioners.single import SinglePart
-from rlvr_lightning.partitioners.top_entropy import TopEntropy
+from rlvr_lightning.methods.advantages.group_relative import GroupRelative
+from rlvr_lightning.methods.advantages.rloo import RLOO
+from rlvr_lightning.methods.aggregators import SequenceMeanTokenMean, SequenceMeanTokenSum, TokenMean
+from rlvr_lightning.methods.constraints.cispo import CISPO
+from rlvr_lightning.methods.constraints.clip_kl import ClipKL
+from rlvr_lightning.methods.constraints.gmpo import GMPO
+from rlvr_lightning.methods.constraints.gspo import GSPO
+from rlvr_lightning.methods.constraints.kl import kl_estimate
+from rlvr_lightning.methods.constraints.only_part import OnlyPart
+from rlvr_lightning.methods.constraints.sapo import SAPO
+from rlvr_lightning.methods.partitioners.entropy_quantile import EntropyQuantile
+from rlvr_lightning.methods.partitioners.single import SinglePart
+from rlvr_lightning.methods.partitioners.top_entropy import TopEntropy
+from rlvr_lightning.methods.regularizers.kl_cov import KLCov
+from rlvr_lightning.methods.regularizers.lp_reg import LpReg
+from rlvr_lightning.objective.objective import LossOutput, Objective
+from rlvr_lightning.objective.step import Step
+from rlvr_lightning.objective.token_stats import token_stats
 from rlvr_lightning.protocols import Aggregator, ConstraintPolicy
-from rlvr_lightning.regularizers.kl_cov import KLCov
-from rlvr_lightning.regularizers.lp_reg import LpReg
-from rlvr_lightning.step import Step
-from rlvr_lightning.token_stats import token_stats
 from rlvr_lightning.types import StepPlan, TokenStats
 
 Meta = dict[str, Any]

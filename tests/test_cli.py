@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from rlvr_lightning.cli import main, reorder
-from rlvr_lightning.completion import candidates
-from rlvr_lightning.config import compose
+from rlvr_lightning.cli.completion import candidates
+from rlvr_lightning.cli.main import main, reorder
+from rlvr_lightning.config.compose import compose
 from rlvr_lightning.errors import ConfigError
-from rlvr_lightning.rollout.vllm_engine import vllm_installed
+from rlvr_lightning.rollout.engines.vllm_engine import vllm_installed
 
 FIT = ("fit", "conf=archer", "trainer.max_epochs=0")
 

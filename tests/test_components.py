@@ -8,29 +8,29 @@ import pytest
 import torch
 from conftest import random_stats
 
-from rlvr_lightning.advantages.group_relative import GroupRelative
-from rlvr_lightning.aggregators import SequenceMeanTokenMean, SequenceMeanTokenSum, TokenMean
-from rlvr_lightning.constraints.aspo import ASPO
-from rlvr_lightning.constraints.capped_ratio import CappedRatio
-from rlvr_lightning.constraints.ce_gppo import CEGPPO
-from rlvr_lightning.constraints.cispo import CISPO
-from rlvr_lightning.constraints.clip_cov import ClipCov
-from rlvr_lightning.constraints.clip_kl import ClipKL
-from rlvr_lightning.constraints.gmpo import GMPO
-from rlvr_lightning.constraints.gspo import GSPO
-from rlvr_lightning.constraints.opefo import OPEFO
-from rlvr_lightning.constraints.sapo import SAPO
-from rlvr_lightning.corrections.mis import MIS
-from rlvr_lightning.corrections.tis import TIS
 from rlvr_lightning.errors import ConfigError
-from rlvr_lightning.partitioners.entropy_quantile import EntropyQuantile
-from rlvr_lightning.partitioners.random_share import RandomShare
-from rlvr_lightning.partitioners.top_entropy import TopEntropy
-from rlvr_lightning.regularizers.entropy_bonus import EntropyBonus
-from rlvr_lightning.regularizers.kl_cov import KLCov
-from rlvr_lightning.regularizers.lp_reg import LpReg
-from rlvr_lightning.responses import count_responses, response_lengths, response_mean, response_quantile
-from rlvr_lightning.step import Step
+from rlvr_lightning.methods.advantages.group_relative import GroupRelative
+from rlvr_lightning.methods.aggregators import SequenceMeanTokenMean, SequenceMeanTokenSum, TokenMean
+from rlvr_lightning.methods.constraints.aspo import ASPO
+from rlvr_lightning.methods.constraints.capped_ratio import CappedRatio
+from rlvr_lightning.methods.constraints.ce_gppo import CEGPPO
+from rlvr_lightning.methods.constraints.cispo import CISPO
+from rlvr_lightning.methods.constraints.clip_cov import ClipCov
+from rlvr_lightning.methods.constraints.clip_kl import ClipKL
+from rlvr_lightning.methods.constraints.gmpo import GMPO
+from rlvr_lightning.methods.constraints.gspo import GSPO
+from rlvr_lightning.methods.constraints.opefo import OPEFO
+from rlvr_lightning.methods.constraints.sapo import SAPO
+from rlvr_lightning.methods.corrections.mis import MIS
+from rlvr_lightning.methods.corrections.tis import TIS
+from rlvr_lightning.methods.partitioners.entropy_quantile import EntropyQuantile
+from rlvr_lightning.methods.partitioners.random_share import RandomShare
+from rlvr_lightning.methods.partitioners.top_entropy import TopEntropy
+from rlvr_lightning.methods.regularizers.entropy_bonus import EntropyBonus
+from rlvr_lightning.methods.regularizers.kl_cov import KLCov
+from rlvr_lightning.methods.regularizers.lp_reg import LpReg
+from rlvr_lightning.objective.responses import count_responses, response_lengths, response_mean, response_quantile
+from rlvr_lightning.objective.step import Step
 from rlvr_lightning.types import MaskCount, TokenStats
 
 

@@ -11,11 +11,11 @@ import pytest
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from rlvr_lightning.config import compose, config_dir
-from rlvr_lightning.derived import DerivedNumbers
+from rlvr_lightning.config.build import build_module, check_hardware, model_source
+from rlvr_lightning.config.compose import compose, config_dir
+from rlvr_lightning.config.derived import DerivedNumbers
 from rlvr_lightning.errors import HardwareError
-from rlvr_lightning.rollout.vllm_engine import vllm_installed
-from rlvr_lightning.run import build_module, check_hardware, model_source
+from rlvr_lightning.rollout.engines.vllm_engine import vllm_installed
 
 COMPONENTS = (
     "advantage",
@@ -93,7 +93,7 @@ def test_yaml_names_every_argument_and_its_source(group: str, name: str) -> None
         # A Protocol's own constructor takes anything.
         parameters = set(inspect.signature(build).parameters) - {"args", "kwargs"}
         assert set(node) - {"_target_"} == parameters
-    if "vllm" in target and not vllm_installed():
+    if "VLLM" in target and not vllm_installed():
         pytest.skip("vllm is not installed")
     if group != "task" or name == "arithmetic":
         assert instantiate(node, _convert_="all") is not None

@@ -12,12 +12,12 @@ from lightning.pytorch.callbacks import Callback
 from test_controllers import follow
 from training import SMALL, fit, widest_difference
 
-from rlvr_lightning.cli import main
-from rlvr_lightning.config import compose
-from rlvr_lightning.controllers.target import Target
-from rlvr_lightning.derived import DerivedNumbers
+from rlvr_lightning.cli.main import main
+from rlvr_lightning.config.build import Run, build_run
+from rlvr_lightning.config.compose import compose
+from rlvr_lightning.config.derived import DerivedNumbers
 from rlvr_lightning.errors import ConfigError
-from rlvr_lightning.run import Run, build_run
+from rlvr_lightning.methods.controllers.target import Target
 
 # Two optimizer steps an epoch, each of several micro-batches of uneven size.
 TWO_STEPS = ("conf=entropy_bonus", "rollout.prompts_per_step=4", "trainer.micro_batch_size=5")

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from rlvr_lightning.controllers.band import Band
-from rlvr_lightning.controllers.decrease_increase_decrease import DecreaseIncreaseDecrease
-from rlvr_lightning.controllers.increase_then_decrease import IncreaseThenDecrease
-from rlvr_lightning.controllers.oscillating_decay import OscillatingDecay
-from rlvr_lightning.controllers.protocol import Controller
-from rlvr_lightning.controllers.stepwise import Stepwise
-from rlvr_lightning.controllers.target import Target
 from rlvr_lightning.errors import ConfigError
+from rlvr_lightning.methods.controllers.band import Band
+from rlvr_lightning.methods.controllers.decrease_increase_decrease import DecreaseIncreaseDecrease
+from rlvr_lightning.methods.controllers.increase_then_decrease import IncreaseThenDecrease
+from rlvr_lightning.methods.controllers.oscillating_decay import OscillatingDecay
+from rlvr_lightning.methods.controllers.protocol import Controller
+from rlvr_lightning.methods.controllers.stepwise import Stepwise
+from rlvr_lightning.methods.controllers.target import Target
 
 PATH = "constraint.clip_high"
 

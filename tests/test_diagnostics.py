@@ -15,19 +15,19 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from training import SMALL
 
-from rlvr_lightning.aggregators import TokenMean
-from rlvr_lightning.config import compose
-from rlvr_lightning.constraints.clip_kl import ClipKL
-from rlvr_lightning.diagnostics import Diagnostics
-from rlvr_lightning.metrics import ProbabilityHistogram, QuadrantTable
-from rlvr_lightning.objective import LossOutput, Objective
-from rlvr_lightning.partitioners.entropy_quantile import EntropyQuantile
-from rlvr_lightning.partitioners.single import SinglePart
-from rlvr_lightning.regularizers.kl_cov import KLCov
-from rlvr_lightning.regularizers.lp_reg import LpReg
-from rlvr_lightning.run import build_run
-from rlvr_lightning.step import Step
-from rlvr_lightning.token_stats import token_stats
+from rlvr_lightning.config.build import build_run
+from rlvr_lightning.config.compose import compose
+from rlvr_lightning.evaluation.diagnostics import Diagnostics
+from rlvr_lightning.evaluation.metrics import ProbabilityHistogram, QuadrantTable
+from rlvr_lightning.methods.aggregators import TokenMean
+from rlvr_lightning.methods.constraints.clip_kl import ClipKL
+from rlvr_lightning.methods.partitioners.entropy_quantile import EntropyQuantile
+from rlvr_lightning.methods.partitioners.single import SinglePart
+from rlvr_lightning.methods.regularizers.kl_cov import KLCov
+from rlvr_lightning.methods.regularizers.lp_reg import LpReg
+from rlvr_lightning.objective.objective import LossOutput, Objective
+from rlvr_lightning.objective.step import Step
+from rlvr_lightning.objective.token_stats import token_stats
 from rlvr_lightning.types import StepPlan, TokenStats
 
 ROWS, LENGTH, VOCABULARY = 8, 7, 12

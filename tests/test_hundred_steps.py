@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from omegaconf import open_dict
 
-from rlvr_lightning.config import compose, config_dir
-from rlvr_lightning.run import build_run
+from rlvr_lightning.config.build import build_run
+from rlvr_lightning.config.compose import compose, config_dir
 
 pytestmark = pytest.mark.slow
 

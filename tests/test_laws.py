@@ -17,10 +17,10 @@ from objectives import AGGREGATORS, MEAN, OBJECTIVES, Case, arrange, loss_of, ra
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from rlvr_lightning.advantages.group_relative import GroupRelative
-from rlvr_lightning.advantages.rloo import RLOO
+from rlvr_lightning.methods.advantages.group_relative import GroupRelative
+from rlvr_lightning.methods.advantages.rloo import RLOO
+from rlvr_lightning.objective.step import Step
 from rlvr_lightning.protocols import ConstraintPolicy, Regularizer, TokenPartitioner
-from rlvr_lightning.step import Step
 
 WHOLE = [slice(0, 16)]
 
@@ -203,14 +203,14 @@ def components() -> set[type]:
     found: set[type] = set()
     roles = {TokenPartitioner, ConstraintPolicy, Regularizer}
     for package in ("partitioners", "constraints", "regularizers", "corrections"):
-        folder = importlib.import_module(f"rlvr_lightning.{package}")
+        folder = importlib.import_module(f"rlvr_lightning.methods.{package}")
         for item in pkgutil.iter_modules(folder.__path__):
-            module = importlib.import_module(f"rlvr_lightning.{package}.{item.name}")
+            module = importlib.import_module(f"rlvr_lightning.methods.{package}.{item.name}")
             for _, kind in inspect.getmembers(module, inspect.isclass):
                 own = kind.__module__ == module.__name__ and not inspect.isabstract(kind)
                 if own and (roles & set(kind.__mro__) or package == "corrections"):
                     found.add(kind)
-    aggregators = importlib.import_module("rlvr_lightning.aggregators")
+    aggregators = importlib.import_module("rlvr_lightning.methods.aggregators")
     found |= {
         kind for _, kind in inspect.getmembers(aggregators, inspect.isclass) if kind.__module__ == aggregators.__name__
     }

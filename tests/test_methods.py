@@ -11,25 +11,25 @@ import pytest
 import torch
 from objectives import AGGREGATORS, HIGH, LOW, Case, random_case, stats_of
 
-from rlvr_lightning.advantages.rloo import RLOO
-from rlvr_lightning.constraints.aspo import ASPO
-from rlvr_lightning.constraints.capped_ratio import CappedRatio
-from rlvr_lightning.constraints.ce_gppo import CEGPPO
-from rlvr_lightning.constraints.clip_cov import ClipCov
-from rlvr_lightning.constraints.clip_kl import ClipKL
-from rlvr_lightning.constraints.flexible_clip import FlexibleClip
-from rlvr_lightning.constraints.opefo import OPEFO, entropy_change
-from rlvr_lightning.corrections.mis import MIS
-from rlvr_lightning.corrections.tis import TIS
 from rlvr_lightning.errors import ConfigError
-from rlvr_lightning.objective import Objective
-from rlvr_lightning.partitioners.entropy_quantile import EntropyQuantile
-from rlvr_lightning.partitioners.random_share import RandomShare
-from rlvr_lightning.partitioners.single import SinglePart
+from rlvr_lightning.methods.advantages.rloo import RLOO
+from rlvr_lightning.methods.constraints.aspo import ASPO
+from rlvr_lightning.methods.constraints.capped_ratio import CappedRatio
+from rlvr_lightning.methods.constraints.ce_gppo import CEGPPO
+from rlvr_lightning.methods.constraints.clip_cov import ClipCov
+from rlvr_lightning.methods.constraints.clip_kl import ClipKL
+from rlvr_lightning.methods.constraints.flexible_clip import FlexibleClip
+from rlvr_lightning.methods.constraints.opefo import OPEFO, entropy_change
+from rlvr_lightning.methods.corrections.mis import MIS
+from rlvr_lightning.methods.corrections.tis import TIS
+from rlvr_lightning.methods.partitioners.entropy_quantile import EntropyQuantile
+from rlvr_lightning.methods.partitioners.random_share import RandomShare
+from rlvr_lightning.methods.partitioners.single import SinglePart
+from rlvr_lightning.methods.regularizers.entropy_bonus import EntropyBonus
+from rlvr_lightning.methods.regularizers.lp_reg import LpReg
+from rlvr_lightning.objective.objective import Objective
+from rlvr_lightning.objective.step import Step
 from rlvr_lightning.protocols import ConstraintPolicy
-from rlvr_lightning.regularizers.entropy_bonus import EntropyBonus
-from rlvr_lightning.regularizers.lp_reg import LpReg
-from rlvr_lightning.step import Step
 
 MEAN = AGGREGATORS["token_mean"]
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rlvr_lightning.errors import ConfigError
-from rlvr_lightning.metrics import (
+from rlvr_lightning.evaluation.metrics import (
     AvgAtK,
     PassAtK,
     TokenMeanMetric,

@@ -10,24 +10,24 @@ import pytest
 import torch
 from objectives import MEAN, OBJECTIVES
 
-from rlvr_lightning.config import compose
-from rlvr_lightning.constraints.clip_kl import ClipKL
-from rlvr_lightning.constraints.flexible_clip import FlexibleClip
-from rlvr_lightning.constraints.only_part import OnlyPart
-from rlvr_lightning.controllers.driver import Driver
-from rlvr_lightning.controllers.oscillating_decay import OscillatingDecay
-from rlvr_lightning.controllers.protocol import Controller
-from rlvr_lightning.controllers.stepwise import Stepwise
-from rlvr_lightning.controllers.target import Target
-from rlvr_lightning.corrections.tis import TIS
+from rlvr_lightning.config.build import build_run
+from rlvr_lightning.config.compose import compose
 from rlvr_lightning.errors import CheckpointError, ConfigError
-from rlvr_lightning.objective import Objective
-from rlvr_lightning.partitioners.entropy_quantile import EntropyQuantile
-from rlvr_lightning.partitioners.single import SinglePart
-from rlvr_lightning.regularizers.entropy_bonus import EntropyBonus
-from rlvr_lightning.regularizers.lp_reg import LpReg
-from rlvr_lightning.run import build_run
-from rlvr_lightning.settings import Setting, numbers
+from rlvr_lightning.methods.constraints.clip_kl import ClipKL
+from rlvr_lightning.methods.constraints.flexible_clip import FlexibleClip
+from rlvr_lightning.methods.constraints.only_part import OnlyPart
+from rlvr_lightning.methods.controllers.oscillating_decay import OscillatingDecay
+from rlvr_lightning.methods.controllers.protocol import Controller
+from rlvr_lightning.methods.controllers.stepwise import Stepwise
+from rlvr_lightning.methods.controllers.target import Target
+from rlvr_lightning.methods.corrections.tis import TIS
+from rlvr_lightning.methods.partitioners.entropy_quantile import EntropyQuantile
+from rlvr_lightning.methods.partitioners.single import SinglePart
+from rlvr_lightning.methods.regularizers.entropy_bonus import EntropyBonus
+from rlvr_lightning.methods.regularizers.lp_reg import LpReg
+from rlvr_lightning.objective.objective import Objective
+from rlvr_lightning.training.driver import Driver
+from rlvr_lightning.training.settings import Setting, numbers
 from rlvr_lightning.types import MaskCount, StepPlan, TokenStats
 
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 from training import fit
 
-from rlvr_lightning.advantages.group_relative import GroupRelative
-from rlvr_lightning.config import compose
+from rlvr_lightning.config.build import build_data, component
+from rlvr_lightning.config.compose import compose
 from rlvr_lightning.errors import ConfigError
-from rlvr_lightning.models import ModelSource
+from rlvr_lightning.methods.advantages.group_relative import GroupRelative
+from rlvr_lightning.methods.shaping.overlong import OverlongPenalty
+from rlvr_lightning.models.source import ModelSource
 from rlvr_lightning.rollout.batching import make_batch
-from rlvr_lightning.run import build_data, component
-from rlvr_lightning.shaping.overlong import OverlongPenalty
 from rlvr_lightning.types import Generation, Problem, Prompt, Rollout, Verdict
 
 

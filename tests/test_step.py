@@ -11,7 +11,7 @@ import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlvr_lightning.step import Step
+from rlvr_lightning.objective.step import Step
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

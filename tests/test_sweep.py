@@ -8,7 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 from training import SMALL, widest_difference
 
-from rlvr_lightning.cli import main
+from rlvr_lightning.cli.main import main
 
 
 def test_every_run_of_a_sweep_has_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,13 +13,13 @@ import torch
 from omegaconf import OmegaConf
 from training import SMALL, fit, last_checkpoint, weights, widest_difference
 
-from rlvr_lightning.cli import main
-from rlvr_lightning.config import compose
+from rlvr_lightning.cli.main import main
+from rlvr_lightning.config.build import build_data, build_module, build_run, component
+from rlvr_lightning.config.compose import compose
 from rlvr_lightning.errors import CheckpointError, ConfigError
-from rlvr_lightning.metrics import AvgAtK
-from rlvr_lightning.models import ModelSource
-from rlvr_lightning.policy import Policy
-from rlvr_lightning.run import build_data, build_module, build_run, component
+from rlvr_lightning.evaluation.metrics import AvgAtK
+from rlvr_lightning.models.policy import Policy
+from rlvr_lightning.models.source import ModelSource
 from rlvr_lightning.types import Problem, Verdict
 from rlvr_lightning.verifiers.exact import ExactVerifier
 

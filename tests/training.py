@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from rlvr_lightning.config import compose
-from rlvr_lightning.run import Run, build_run
+from rlvr_lightning.config.build import Run, build_run
+from rlvr_lightning.config.compose import compose
 
 SMALL = (
     "engine=transformers",

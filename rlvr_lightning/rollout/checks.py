@@ -2,17 +2,54 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rlvr_lightning.errors import ConfigError
+from rlvr_lightning.protocols import AdvantageEstimator, TrainedModule
+from rlvr_lightning.types import SamplingSpec
 
 if TYPE_CHECKING:
-    from rlvr_lightning.datamodule import RolloutDataModule
-    from rlvr_lightning.objective import Objective
-    from rlvr_lightning.protocols import AdvantageEstimator
+    from rlvr_lightning.objective.objective import Objective
 
 
-def check_settings(data: RolloutDataModule, advantage: AdvantageEstimator) -> None:
+class RolloutSettings(Protocol):
+    """The data module's settings, and whom it meets."""
+
+    group_size: int
+    prompts_per_epoch: int
+    prompts_per_step: int
+    passes: int
+    generation_batches: int
+    drop_equal_groups: bool
+    top_p: float
+    max_prompt_tokens: int
+    overlong_prompts: Any
+    eval_samples: int
+    sampling: SamplingSpec
+    trainer: Any
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of a rollout phase."""
+        ...
+
+    @property
+    def temperature(self) -> float:
+        """Of sampling."""
+        ...
+
+    @property
+    def ranks(self) -> tuple[int, int]:
+        """This rank, and how many there are."""
+        ...
+
+    @property
+    def rlvr_module(self) -> TrainedModule:
+        """The module being trained."""
+        ...
+
+
+def check_settings(data: RolloutSettings, advantage: AdvantageEstimator) -> None:
     """Settings of the data module.
 
     Raises:
@@ -46,14 +83,14 @@ def check_settings(data: RolloutDataModule, advantage: AdvantageEstimator) -> No
             raise ConfigError(f"rollout.{rule}; got {got}")
 
 
-def check_fit(data: RolloutDataModule) -> None:
+def check_fit(data: RolloutSettings) -> None:
     """Do trainer, module and data module agree?
 
     Raises:
         ConfigError: they do not.
     """
     assert data.trainer is not None
-    if cast(Any, data.trainer).reload_dataloaders_every_n_epochs != 1:
+    if data.trainer.reload_dataloaders_every_n_epochs != 1:
         raise ConfigError("the Trainer needs reload_dataloaders_every_n_epochs=1, or it would learn from old rollouts")
     if data.rlvr_module.eval_samples != data.eval_samples:
         raise ConfigError(
@@ -71,7 +108,7 @@ def check_fit(data: RolloutDataModule) -> None:
         )
 
 
-def check_on_policy(data: RolloutDataModule, objective: Objective) -> None:
+def check_on_policy(data: RolloutSettings, objective: Objective) -> None:
     """Do several optimizer steps learn from a phase although something allows for one alone?
 
     Raises:

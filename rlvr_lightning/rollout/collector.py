@@ -11,12 +11,12 @@ from itertools import chain
 import torch
 
 from rlvr_lightning.errors import RolloutError
-from rlvr_lightning.models import ModelSource
+from rlvr_lightning.models.source import ModelSource
+from rlvr_lightning.objective.step import Step
 from rlvr_lightning.protocols import AdvantageEstimator, RewardShaping, RolloutEngine, Verifier
 from rlvr_lightning.rollout.batching import equal_groups, is_usable, make_batch, rewards_of, shaped_rewards
 from rlvr_lightning.rollout.prompts import PromptSource, derived_seed
 from rlvr_lightning.rollout.refill import Group, StepCut, refill
-from rlvr_lightning.step import Step
 from rlvr_lightning.types import GenerationRequest, Prompt, Rollout, SamplingSpec, TokenBatch
 from rlvr_lightning.verifiers.grading import grade
 

@@ -11,9 +11,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from objectives import AGGREGATORS, MEAN, OBJECTIVES, loss_of, random_case, rows_of, stats_of
 
-from rlvr_lightning.controllers.driver import Driver
-from rlvr_lightning.controllers.target import Target
-from rlvr_lightning.step import Step
+from rlvr_lightning.methods.controllers.target import Target
+from rlvr_lightning.objective.step import Step
+from rlvr_lightning.training.driver import Driver
 
 pytestmark = pytest.mark.slow
 

@@ -116,7 +116,7 @@ def test_a_wheel_in_an_empty_folder_brings_its_configuration(tmp_path: Path) -> 
     empty.mkdir()
     install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(site), str(wheel)]
     subprocess.run(install, check=True, timeout=300)
-    code = "import rlvr_lightning, sys; from rlvr_lightning.cli import main; sys.stdout.write(rlvr_lightning.__file__ + '\\n');"
+    code = "import rlvr_lightning, sys; from rlvr_lightning.cli.main import main; sys.stdout.write(rlvr_lightning.__file__ + '\\n');"
     code += f"sys.exit(main(['fit', *{list(COMMON)!r}, 'trainer.max_epochs=1']))"
     environment = {**os.environ, "PYTHONPATH": str(site)}
     done = subprocess.run(

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlvr_lightning.advantages.group_relative import GroupRelative
 from rlvr_lightning.errors import CheckpointError, DataError
-from rlvr_lightning.models import ModelSource
+from rlvr_lightning.methods.advantages.group_relative import GroupRelative
+from rlvr_lightning.models.source import ModelSource
 from rlvr_lightning.rollout.batching import make_batch
 from rlvr_lightning.rollout.prompts import PromptSource, derived_seed, tokenize
 from rlvr_lightning.rollout.store import load_buffer, rollout_record, save_buffer, write_records

@@ -9,11 +9,11 @@ import pytest
 import torch
 from training import fit, weights
 
-from rlvr_lightning.config import compose
-from rlvr_lightning.policy import Policy, packed_positions
+from rlvr_lightning.config.build import model_source
+from rlvr_lightning.config.compose import compose
+from rlvr_lightning.models.policy import Policy, packed_positions
+from rlvr_lightning.objective.token_stats import Entropy
 from rlvr_lightning.rollout.packing import bins_of, pack
-from rlvr_lightning.run import model_source
-from rlvr_lightning.token_stats import Entropy
 from rlvr_lightning.types import TokenBatch
 
 PROMPTS, RESPONSES = (3, 5, 2, 4, 1, 5), (7, 1, 4, 6, 2, 7)

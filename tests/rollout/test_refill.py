@@ -15,14 +15,14 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from training import SMALL, fit, weights, widest_difference
 
-from rlvr_lightning.cli import main
-from rlvr_lightning.config import compose
-from rlvr_lightning.derived import DerivedNumbers
+from rlvr_lightning.cli.main import main
+from rlvr_lightning.config.build import Run, build_data, build_run, component
+from rlvr_lightning.config.compose import compose
+from rlvr_lightning.config.derived import DerivedNumbers
 from rlvr_lightning.errors import ConfigError
-from rlvr_lightning.models import ModelSource
-from rlvr_lightning.policy import Policy
+from rlvr_lightning.models.policy import Policy
+from rlvr_lightning.models.source import ModelSource
 from rlvr_lightning.rollout.refill import Group, StepCut, refill, spread, teaching
-from rlvr_lightning.run import Run, build_data, build_run, component
 from rlvr_lightning.types import Generation, Problem, Prompt, Rollout, Verdict
 
 # Two responses a prompt are often both right or both wrong: a phase takes several batches.

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from rlvr_lightning.errors import ConfigError, RolloutError
-from rlvr_lightning.models import ModelSource
-from rlvr_lightning.policy import Policy
-from rlvr_lightning.rollout.transformers_engine import SeededSampler, TransformersEngine
+from rlvr_lightning.models.policy import Policy
+from rlvr_lightning.models.source import ModelSource
+from rlvr_lightning.rollout.engines.transformers_engine import SeededSampler, TransformersEngine
 from rlvr_lightning.types import GenerationRequest, SamplingSpec
 
 SOURCE = ModelSource()

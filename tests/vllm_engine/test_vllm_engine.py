@@ -12,9 +12,9 @@ import pytest
 import torch
 from training import SMALL
 
-from rlvr_lightning.models import ModelSource
-from rlvr_lightning.policy import Policy
-from rlvr_lightning.rollout.vllm_engine import VLLMEngine, vllm_installed
+from rlvr_lightning.models.policy import Policy
+from rlvr_lightning.models.source import ModelSource
+from rlvr_lightning.rollout.engines.vllm_engine import VLLMEngine, vllm_installed
 from rlvr_lightning.types import GenerationRequest, SamplingSpec
 
 pytestmark = [

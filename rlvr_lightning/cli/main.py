@@ -1,0 +1,195 @@
+"""The command line: a verb, `conf=EXPERIMENT`, and Hydra overrides.
+
+The verb decides what is done with the run; everything else is Hydra's. Errors addressed to the user end in one line
+and exit code 2.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rlvr_lightning.errors import RLVRError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+USAGE = """\
+Reinforcement learning with verifiable rewards, on PyTorch Lightning.
+
+  python -m rlvr_lightning VERB [conf=EXPERIMENT] [KEY=VALUE ...] [OPTIONS]      (or: rlvr-lightning VERB ...)
+
+Verbs
+  fit         train; writes checkpoints, logs, rollouts and curves to an output folder
+  validate    avg@k and pass@k of the model, or of a run's checkpoint, on the held-out problems
+  test        the same, as a table for reports
+  predict     sample responses to the held-out problems into predictions.jsonl.gz
+  export      write a run's policy as a Hugging Face folder (adapters merged)
+  pretrain    make the bundled tiny model from nothing
+  completion  print the shell completion script (bash, zsh or fish)
+
+Experiments
+  {experiments}
+
+Groups, swapped by GROUP=NAME
+  {groups}
+
+Options
+  -m, --multirun      sweep over comma-separated values
+  --cfg job           show the composed configuration and stop
+  --config-dir DIR    add your own groups and experiments (DIR/experiment/NAME.yaml, DIR/partitioner/NAME.yaml, ...)
+  --version, --help
+
+Examples
+  python -m rlvr_lightning fit conf=archer
+  python -m rlvr_lightning fit conf=archer partitioner.quantile=0.9 regularizer=[lp_reg] seed=1
+  python -m rlvr_lightning fit conf=grpo model.path=DIR task=jsonl task.path=train.jsonl.gz engine=vllm
+  python -m rlvr_lightning fit -m conf=grpo,archer,lp_reg seed=0,1,2
+  python -m rlvr_lightning fit resume=outputs/RUN trainer.max_epochs=200
+  python -m rlvr_lightning export resume=outputs/RUN
+"""
+SHELLS = ("bash", "zsh", "fish")
+# Hydra's options that take a value; they must come before the overrides.
+VALUED = (
+    "--cfg",
+    "-c",
+    "--package",
+    "-p",
+    "--config-dir",
+    "-cd",
+    "--config-name",
+    "-cn",
+    "--config-path",
+    "-cp",
+    "--info",
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a verb.
+
+    Args:
+        argv: without the program's name; the process's own by default.
+
+    Returns:
+        The exit code: 0, or 2 after an error addressed to the user.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(arguments)
+    except RLVRError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        sys.stdout.write(_usage())
+        return 0
+    if arguments[0] in ("--version", "-V"):
+        import rlvr_lightning
+
+        sys.stdout.write(f"rlvr_lightning {rlvr_lightning.__version__}\n")
+        return 0
+    if arguments[0] == "completion":
+        from rlvr_lightning.cli.completion import completion
+
+        sys.stdout.write(completion(arguments[1:]))
+        return 0
+    from rlvr_lightning.cli.verbs import VERBS
+
+    verb, rest = arguments[0], arguments[1:]
+    if verb not in VERBS:
+        from rlvr_lightning.errors import ConfigError, nearest
+
+        raise ConfigError(f"there is no verb {verb}; {nearest(verb, [*VERBS, 'completion'])}")
+    if "--help" in rest or "-h" in rest:
+        sys.stdout.write(_usage())
+        return 0
+    return _compose_and_run(VERBS[verb], verb, rest)
+
+
+def _usage() -> str:
+    from rlvr_lightning.config.compose import config_dir
+
+    def names(folder: str) -> str:
+        return ", ".join(sorted(file.stem for file in (config_dir() / folder).glob("*.yaml")))
+
+    groups = [f"{path.name:<12} {names(path.name)}" for path in sorted(config_dir().iterdir()) if path.is_dir()]
+    shown = "\n  ".join(group for group in groups if not group.startswith("experiment"))
+    return USAGE.format(experiments=names("experiment"), groups=shown)
+
+
+def reorder(arguments: Sequence[str]) -> list[str]:
+    """Options first: Hydra's parser wants them before the overrides."""
+    options, overrides, rest = [], [], list(arguments)
+    while rest:
+        item = rest.pop(0)
+        if item.startswith("-"):
+            options.append(item)
+            if item in VALUED and rest:
+                options.append(rest.pop(0))
+        else:
+            overrides.append(item)
+    return [*options, *overrides]
+
+
+def _compose_and_run(verb: Callable[[DictConfig], None], name: str, arguments: Sequence[str]) -> int:
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from rlvr_lightning.config.compose import config_dir, experiment_override, explain
+
+    translated = [experiment_override(argument) for argument in reorder(arguments)]
+    original = sys.argv
+    failures: list[RLVRError] = []
+
+    def job(cfg: DictConfig) -> None:
+        # Lightning starts the other ranks of a machine with the command line it finds here.
+        sys.argv = [original[0], name, *arguments]
+        try:
+            verb(_settled(cfg))
+        except RLVRError as error:  # Hydra would print a traceback; a sweep goes on with its other runs
+            failures.append(error)
+        except (HydraException, OmegaConfBaseException) as error:
+            failures.append(explain(error))
+
+    # Hydra prints tracebacks of its own unless asked to raise.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    # Before torch is imported: with huge pages the chunks of logits, mapped anew each time, cost a CPU half as much.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    sys.argv = [original[0], *translated]
+    primary = "pretrain" if name == "pretrain" else "config"
+    try:
+        hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=primary)(job)()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise explain(error) from error
+    finally:
+        sys.argv = original
+    for failure in failures[1:]:
+        sys.stderr.write(f"error: {failure}\n")
+    if failures:
+        raise failures[0]
+    return 0
+
+
+def _settled(cfg: DictConfig) -> Any:
+    """All interpolations resolved; a resumed run's own configuration instead of today's."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+    from omegaconf import OmegaConf
+
+    from rlvr_lightning.config.compose import resumed
+
+    OmegaConf.resolve(cfg)
+    hydra = HydraConfig.get()
+    if hydra.mode == RunMode.MULTIRUN:
+        # The runs of a sweep would share a time stamp: each gets the folder Hydra made for it.
+        given = any(override.startswith("output_dir=") for override in hydra.overrides.task)
+        cfg.output_dir = f"{cfg.output_dir}/{hydra.sweep.subdir}" if given else hydra.runtime.output_dir
+    if OmegaConf.select(cfg, "resume") is None:
+        return cfg
+    return resumed(cfg, hydra.overrides.task)

@@ -1,0 +1,124 @@
+"""What each verb does with a composed configuration."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from rlvr_lightning.config.build import Run
+
+# What shells report of a program ended by SIGINT.
+INTERRUPTED = 130
+
+Verb = Callable[["DictConfig"], None]
+
+
+def _logging() -> None:
+    from rich.logging import RichHandler
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[RichHandler(show_path=False)], force=True)
+
+
+def _build(cfg: DictConfig) -> Run:
+    from rlvr_lightning.config.build import build_run
+
+    _logging()
+    return build_run(cfg)
+
+
+def fit(cfg: DictConfig) -> None:
+    """Train, then measure once more where the last epoch was not validated."""
+    run = _build(cfg)
+    try:
+        run.fit()
+    except SystemExit as end:  # Lightning's way out of Ctrl-C, after the checkpoint is written
+        if not run.trainer.interrupted:
+            raise
+        resumable = (run.output_dir / "checkpoints" / "last.ckpt").exists()
+        ending = (
+            f"; go on with: fit resume={run.output_dir}" if resumable else " before training began: nothing is lost"
+        )
+        Console().print(f"interrupted{ending}", soft_wrap=True)
+        raise SystemExit(INTERRUPTED) from end
+    if run.trainer.is_global_zero:
+        Console().print(f"outputs: {run.output_dir}", soft_wrap=True)
+
+
+def validate(cfg: DictConfig) -> None:
+    """avg@k and pass@k on the held-out problems."""
+    run = _build(cfg)
+    run.trainer.validate(run.module, run.data, ckpt_path=_checkpoint(cfg), verbose=False, weights_only=False)
+    _show(run)
+
+
+def test(cfg: DictConfig) -> None:
+    """The same through Lightning's test loop."""
+    run = _build(cfg)
+    run.trainer.test(run.module, run.data, ckpt_path=_checkpoint(cfg), verbose=False, weights_only=False)
+    _show(run)
+
+
+def predict(cfg: DictConfig) -> None:
+    """Sample responses to the held-out problems and write them with their verdicts."""
+    from rlvr_lightning.rollout.store import rollout_record, write_records
+
+    run = _build(cfg)
+    run.trainer.predict(run.module, run.data, ckpt_path=_checkpoint(cfg), weights_only=False, return_predictions=False)
+    rollouts = run.module.predictions
+    rank = f".rank_{run.trainer.global_rank}" if run.trainer.world_size > 1 else ""
+    path = run.output_dir / f"predictions{rank}.jsonl.gz"
+    write_records(path, [rollout_record(rollout, 0.0) for rollout in rollouts])
+    Console().print(f"{len(rollouts)} responses: {path}", soft_wrap=True)
+
+
+def export(cfg: DictConfig) -> None:
+    """Write a policy as a Hugging Face folder."""
+    from rlvr_lightning.cli.export import export_run
+
+    _logging()
+    Console().print(f"exported: {export_run(cfg)}", soft_wrap=True)
+
+
+def pretrain(cfg: DictConfig) -> None:
+    """Make the bundled model."""
+    from rlvr_lightning.cli.pretrain import pretrain as make
+    from rlvr_lightning.config.build import component
+
+    _logging()
+    path = make(component(cfg, "task"), component(cfg, "pretrain"), Path(cfg.output_dir))
+    Console().print(f"model: {path}", soft_wrap=True)
+
+
+def _checkpoint(cfg: DictConfig) -> Path | None:
+    from rlvr_lightning.config.build import checkpoint_path
+
+    return None if cfg.resume is None else checkpoint_path(Path(cfg.output_dir), cfg.export.checkpoint)
+
+
+def _show(run: Run) -> None:
+    if not run.trainer.is_global_zero:
+        return
+    table = Table(title="held-out accuracy", title_justify="left")
+    k = run.module.eval_samples
+    for name in run.module.evaluation:
+        table.add_column(f"{name}@{k}", justify="right")
+    table.add_row(*(f"{value:.4f}" for value in run.module.evaluation.values()))
+    Console().print(table)
+
+
+VERBS: dict[str, Verb] = {
+    "fit": fit,
+    "validate": validate,
+    "test": test,
+    "predict": predict,
+    "export": export,
+    "pretrain": pretrain,
+}

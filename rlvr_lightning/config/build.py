@@ -1,0 +1,240 @@
+"""A configuration made into a run: components, module, data module, trainer."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import lightning as L
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from omegaconf import DictConfig, OmegaConf
+
+from rlvr_lightning.callbacks.outputs import CurvesCallback, ProvenanceCallback
+from rlvr_lightning.callbacks.screen import ScreenCallback
+from rlvr_lightning.config.checks import check_kinds
+from rlvr_lightning.config.compose import explain
+from rlvr_lightning.config.derived import DerivedNumbers
+from rlvr_lightning.datamodule import RolloutDataModule
+from rlvr_lightning.errors import CheckpointError, ConfigError, HardwareError
+from rlvr_lightning.models.source import ModelSource
+from rlvr_lightning.module import RLVRModule
+from rlvr_lightning.rollout.checks import check_on_policy
+from rlvr_lightning.training.checkpoints import LastCheckpoint, best_checkpoint
+from rlvr_lightning.training.interrupt import InterruptCallback
+from rlvr_lightning.training.optim import OptimSettings
+from rlvr_lightning.training.strategies import make_strategy
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything a verb needs."""
+
+    cfg: DictConfig
+    trainer: L.Trainer
+    module: RLVRModule
+    data: RolloutDataModule
+    derived: DerivedNumbers
+
+    @property
+    def output_dir(self) -> Path:
+        """Where the run leaves its files."""
+        return Path(self.cfg.output_dir)
+
+    def fit(self) -> None:
+        """Train, from the start or from the checkpoint of `resume`."""
+        checkpoint = None
+        if self.cfg.resume is not None:
+            from rlvr_lightning.training.checkpoint_io import read_checkpoint
+
+            checkpoint = checkpoint_path(self.output_dir, "last")
+            read_checkpoint(checkpoint)  # a corrupt or foreign one is found out before anything is set up
+        self.trainer.fit(self.module, self.data, ckpt_path=checkpoint, weights_only=False)
+        if self.module.evaluated_version != self.module.policy_version:
+            self.trainer.validate(self.module, self.data, verbose=False)
+
+
+# Warnings of libraries about what is meant: no dropout to switch on, values reduced over ranks before they are logged,
+# generation without workers; and a deprecated name Lightning itself uses.
+MEANT = (
+    r".*module\(s\) in eval mode at the start of training.*",
+    r"It is recommended to use `self\.log\(.*sync_dist=True.*",
+    r".*does not have many workers.*",
+    r".*isinstance\(treespec, LeafSpec\).*",
+    r".*torch\.distributed\.reduce_op.*",
+    r"predict returned None.*",
+    r".*is_gradient_checkpointing. is deprecated.*",
+    # Rollouts are kept on disk: resuming in the middle of an epoch goes on with the same ones.
+    r"You're resuming from a checkpoint that ended before the epoch ended.*",
+    r"Checkpoint directory .* exists and is not empty.*",
+)
+
+
+def quiet() -> None:
+    """Leave out the warnings that say nothing to a user of this package."""
+    for message in MEANT:
+        warnings.filterwarnings("ignore", message=message)
+    for chatty in ("lightning.pytorch", "lightning.fabric", "matplotlib", "torch", "httpx", "vllm"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+def component(cfg: Any, key: str) -> Any:
+    """Instantiate the component at `key`.
+
+    Raises:
+        RLVRError: its constructor refused; the message says why.
+    """
+    try:
+        return instantiate(cfg[key], _convert_="all")
+    except (InstantiationException, TypeError) as error:
+        raise explain(error) from error
+
+
+def model_source(cfg: DictConfig) -> ModelSource:
+    """The model as configured."""
+    lora = None if cfg.peft.config is None else component(cfg.peft, "config")
+    return ModelSource(cfg.model.path, cfg.model.dtype, lora, cfg.model.gradient_checkpointing)
+
+
+def build_data(cfg: DictConfig, source: ModelSource, engine: Any) -> RolloutDataModule:
+    """The data module as configured."""
+    settings = cast(dict[str, Any], OmegaConf.to_container(cfg.rollout, resolve=True))
+    return RolloutDataModule(
+        source,
+        component(cfg, "task"),
+        component(cfg, "verifier"),
+        component(cfg, "advantage"),
+        engine,
+        seed=cfg.seed,
+        output_dir=Path(cfg.output_dir),
+        shaping=component(cfg, "shaping") if cfg.shaping else None,
+        **settings,
+    )
+
+
+def build_module(cfg: DictConfig, source: ModelSource) -> RLVRModule:
+    """The Lightning module as configured."""
+    return RLVRModule(
+        source,
+        component(cfg, "partitioner"),
+        component(cfg, "constraint"),
+        {name: component(cfg.regularizer, name) for name in cfg.regularizer or {}},
+        component(cfg, "aggregator"),
+        component(cfg, "correction") if cfg.correction else None,
+        OptimSettings(
+            cfg.optim.lr, cfg.optim.weight_decay, tuple(cfg.optim.betas), cfg.optim.warmup_steps, cfg.optim.grad_clip
+        ),
+        temperature=cfg.rollout.temperature,
+        micro_batch_size=cfg.trainer.micro_batch_size,
+        eval_samples=cfg.rollout.eval_samples,
+        controller=component(cfg, "controller") if cfg.controller else None,
+    )
+
+
+def build_run(cfg: DictConfig, callbacks: list[Callback] | None = None) -> Run:
+    """Build everything, checking all settings, and write nothing.
+
+    Args:
+        cfg: as `compose` gives it.
+        callbacks: further ones for the trainer.
+
+    Raises:
+        RLVRError: a setting is wrong, a file is missing, or the hardware is.
+    """
+    quiet()
+    check_kinds(cfg)
+    derived = DerivedNumbers.of(cfg)
+    derived.show()
+    check_hardware(cfg)
+    L.seed_everything(cfg.seed, workers=True, verbose=False)
+    source = model_source(cfg)
+    data = build_data(cfg, source, component(cfg, "engine"))
+    module = build_module(cfg, source)
+    check_on_policy(data, module.objective)
+    source.tokenizer  # noqa: B018 - a model folder without one is found out now
+    trainer = build_trainer(cfg, [*(callbacks or []), *default_callbacks(cfg)])
+    return Run(cfg, trainer, module, data, derived)
+
+
+def default_callbacks(cfg: DictConfig) -> list[Callback]:
+    """Screen, checkpoints and outputs."""
+    folder = Path(cfg.output_dir)
+    checkpoints = folder / "checkpoints"
+    return [
+        InterruptCallback(),
+        ScreenCallback(cfg.trainer.show_every_n_epochs),
+        ProvenanceCallback(folder, OmegaConf.to_yaml(cfg, resolve=True)),
+        CurvesCallback(folder),
+        LastCheckpoint(checkpoints, cfg.trainer.val_every_n_epochs),
+        best_checkpoint(checkpoints),
+    ]
+
+
+def build_trainer(cfg: DictConfig, callbacks: list[Callback]) -> L.Trainer:
+    """Lightning's trainer as configured."""
+    settings, folder = cfg.trainer, Path(cfg.output_dir)
+    devices = settings.devices
+    world = (devices if isinstance(devices, int) else 1) * settings.num_nodes
+    if settings.max_epochs < 0:
+        raise ConfigError(f"trainer.max_epochs must be at least 0; got {settings.max_epochs}")
+    if settings.precision not in ("32-true", "bf16-mixed", "16-mixed"):
+        raise ConfigError(
+            f"trainer.precision must be 32-true, bf16-mixed or 16-mixed; got {settings.precision}: what is computed from "
+            "the logits stays in float32, and model.dtype says how the weights are held"
+        )
+    return L.Trainer(
+        accelerator=settings.accelerator,
+        devices=devices,
+        num_nodes=settings.num_nodes,
+        strategy=make_strategy(cfg.strategy.name, world),
+        precision=settings.precision,
+        max_epochs=settings.max_epochs,
+        check_val_every_n_epoch=settings.val_every_n_epochs,
+        num_sanity_val_steps=-1,
+        reload_dataloaders_every_n_epochs=1,
+        use_distributed_sampler=False,
+        log_every_n_steps=1,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        logger=[CSVLogger(folder, name="logs"), TensorBoardLogger(folder, name="tensorboard")],
+        callbacks=callbacks,
+    )
+
+
+def check_hardware(cfg: DictConfig) -> None:
+    """Refuse a run this machine cannot hold.
+
+    Raises:
+        HardwareError: too few GPUs, or too small ones.
+    """
+    needed, memory = cfg.hardware.gpus, cfg.hardware.gpu_memory_gb
+    if not needed:
+        return
+    here = torch.cuda.device_count()
+    smallest = min((torch.cuda.get_device_properties(i).total_memory / 2**30 for i in range(here)), default=0.0)
+    if here * cfg.trainer.num_nodes < needed or smallest < memory:
+        raise HardwareError(
+            f"{cfg.name} needs {needed} GPUs of {memory} GiB; here are {here} on {cfg.trainer.num_nodes} node(s)"
+            + (f" of {smallest:.0f} GiB" if here else "")
+            + ": run it there, or set hardware.gpus=0 to try all the same"
+        )
+
+
+def checkpoint_path(folder: Path, which: str) -> Path:
+    """`best` or `last` of an output folder, or a file.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    path = folder / "checkpoints" / f"{which}.ckpt" if which in ("best", "last") else Path(which).expanduser()
+    if not path.exists():
+        raise CheckpointError(f"there is no checkpoint {path}")
+    return path

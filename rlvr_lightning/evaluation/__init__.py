@@ -1,0 +1,1 @@
+"""What is measured: held-out problems, token statistics for the logs."""

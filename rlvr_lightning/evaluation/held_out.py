@@ -1,0 +1,71 @@
+"""The half of the module that measures: held-out problems, for validation, tests and predictions."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import lightning as L
+import torch
+from torchmetrics import SumMetric
+
+from rlvr_lightning.evaluation.metrics import AvgAtK, PassAtK
+from rlvr_lightning.protocols import RolloutData
+from rlvr_lightning.types import Prompt, Rollout
+
+
+class EvaluatedModule(L.LightningModule):
+    """Grades responses to held-out problems: avg@k and pass@k of the current policy.
+
+    Args:
+        eval_samples: k, responses to each problem.
+    """
+
+    def __init__(self, eval_samples: int) -> None:
+        super().__init__()
+        self.policy_version = 0
+        self.predictions: list[Rollout] = []
+        self.baseline: dict[str, float] = {}
+        self.evaluation: dict[str, float] = {}
+        self.evaluated_version = -1
+        self.eval_metrics = torch.nn.ModuleDict({"avg": AvgAtK(eval_samples), "pass": PassAtK(eval_samples)})
+        self.eval_samples = eval_samples
+        self.eval_errors = SumMetric()
+        self.num_unjudged = 0
+
+    @property
+    def _data(self) -> RolloutData:
+        return cast(RolloutData, self.trainer.datamodule)  # type: ignore[attr-defined]
+
+    def on_validation_epoch_start(self) -> None:
+        """Sample from the current weights."""
+        self._data.sync_engine()
+
+    def validation_step(self, prompts: list[Prompt], batch_idx: int) -> None:
+        """Grade `eval_samples` responses to each prompt; one without a verdict is not right, and is counted apart."""
+        rollouts = self._data.evaluate(prompts)
+        self.eval_errors.update(sum(rollout.verdict is None for rollout in rollouts))
+        correct = [rollout.verdict is not None and rollout.verdict.correct for rollout in rollouts]
+        table = torch.tensor(correct, device=self.device).view(-1, self.eval_samples)
+        for metric in self.eval_metrics.values():
+            cast(AvgAtK, metric).update(table)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log avg@k and pass@k; those before the first step are the baseline."""
+        self.evaluation = {name: float(cast(AvgAtK, m).compute()) for name, m in self.eval_metrics.items()}
+        for metric in self.eval_metrics.values():
+            cast(AvgAtK, metric).reset()
+        self.evaluated_version = self.policy_version
+        if self.policy_version == 0:
+            self.baseline = dict(self.evaluation)
+        self.num_unjudged = int(self.eval_errors.compute())
+        self.eval_errors.reset()
+        self.log_dict({f"val/{name}_at_k": value for name, value in self.evaluation.items()})
+        self.log("val/verifier_errors", float(self.num_unjudged))
+
+    on_test_epoch_start = on_predict_epoch_start = on_validation_epoch_start
+    test_step = validation_step
+    on_test_epoch_end = on_validation_epoch_end
+
+    def predict_step(self, prompts: list[Prompt], batch_idx: int) -> None:
+        """Graded responses to each prompt, kept in `predictions` (Lightning's own collection takes tensors alone)."""
+        self.predictions.extend(self._data.evaluate(prompts))

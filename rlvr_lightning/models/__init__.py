@@ -1,0 +1,1 @@
+"""The language model: its folder, its forward pass to token statistics, the bundled one."""

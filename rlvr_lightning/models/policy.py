@@ -1,0 +1,121 @@
+"""The policy: a causal language model whose forward pass gives token statistics instead of logits.
+
+Being one module, it is what strategies wrap: under FSDP its forward gathers the output layer for all chunks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from rlvr_lightning.objective.token_stats import Statistics, token_stats
+from rlvr_lightning.protocols import VocabStatistic
+from rlvr_lightning.types import TokenBatch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from rlvr_lightning.models.source import ModelSource
+
+
+class Policy(nn.Module):
+    """A causal language model, possibly with LoRA adapters.
+
+    Args:
+        source: the model folder and how to load it.
+        trainable: False for the frozen reference (adapters are then left out).
+    """
+
+    def __init__(self, source: ModelSource, *, trainable: bool = True) -> None:
+        super().__init__()
+        model = source.load()
+        if source.gradient_checkpointing and trainable:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self.has_adapters = trainable and source.lora is not None
+        if self.has_adapters:
+            from peft import get_peft_model
+
+            model = get_peft_model(model, source.lora)
+        else:
+            model.requires_grad_(trainable)
+        # No dropout: a sampled token must have the same probability each time it is scored.
+        self.model = model.eval()
+
+    @property
+    def causal_lm(self) -> PreTrainedModel:
+        """The Hugging Face model itself, adapters built in."""
+        return self.model.get_base_model() if self.has_adapters else self.model
+
+    def forward(
+        self, batch: TokenBatch, temperature: float, statistics: Sequence[VocabStatistic] = ()
+    ) -> tuple[Float[Tensor, "B T"], Statistics]:
+        """Log-probabilities of the response tokens that carry weight, and the statistics [nats]."""
+        if batch.segments is None:
+            positions, mask = (batch.attention_mask.cumsum(-1) - 1).clamp(min=0), batch.attention_mask
+        else:
+            # Without a mask, transformers reads from positions that begin anew where one response must not see another.
+            positions, mask = packed_positions(batch), None
+        hidden = self.causal_lm.get_decoder()(
+            input_ids=batch.input_ids, attention_mask=mask, position_ids=positions, use_cache=False
+        ).last_hidden_state
+        length = batch.loss_mask.shape[1]
+        # The state before a token scores it.
+        scoring = hidden[:, -length - 1 : -1]
+        head = self.causal_lm.get_output_embeddings()
+        return token_stats(
+            scoring, batch.response_ids, batch.loss_mask, head, temperature, statistics, batch.old_statistics
+        )
+
+    @contextlib.contextmanager
+    def adapters_off(self) -> Iterator[None]:
+        """The model as it was before adapters were trained: the reference policy of a LoRA run."""
+        assert self.has_adapters
+        with self.model.disable_adapter():
+            yield
+
+    def full_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """All weights under their checkpoint names: shards gathered, adapters merged, nothing changed in place.
+
+        Under a sharded strategy this is a collective: every rank must exhaust it.
+        """
+        modules = dict(self.causal_lm.named_modules())
+        for name, parameter in self.causal_lm.named_parameters():
+            if ".lora_" in name:
+                continue
+            weight = _gathered(parameter)
+            owner = modules[name.rpartition(".")[0].removesuffix(".base_layer")]
+            if ".base_layer.weight" in name:
+                weight = weight + _lora_delta(owner).to(weight.dtype)
+            yield name.replace(".base_layer.", "."), weight
+
+
+def packed_positions(batch: TokenBatch) -> Tensor:
+    """Position of each column [B, L] within its response: they begin anew with each."""
+    assert batch.segments is not None
+    # The first column belongs to the same response as the second: a prompt and a response have a token each at least.
+    segments = torch.cat([batch.segments[:, :1], batch.segments], dim=1)
+    columns = torch.arange(segments.shape[1], device=segments.device).expand_as(segments)
+    begins = torch.ones_like(segments, dtype=torch.bool)
+    begins[:, 1:] = segments[:, 1:] != segments[:, :-1]
+    return columns - torch.where(begins, columns, 0).cummax(-1).values
+
+
+def _gathered(parameter: Tensor) -> Tensor:
+    from torch.distributed.tensor import DTensor
+
+    weight = parameter.detach()
+    return weight.full_tensor() if isinstance(weight, DTensor) else weight
+
+
+@torch.no_grad()
+def _lora_delta(layer: nn.Module) -> Tensor:
+    """B A * scaling of a LoRA linear layer (arXiv 2106.09685), from gathered shards."""
+    tuner = cast(Any, layer)
+    (adapter,) = tuner.active_adapters
+    down, up = _gathered(tuner.lora_A[adapter].weight), _gathered(tuner.lora_B[adapter].weight)
+    return cast(Tensor, (up @ down) * tuner.scaling[adapter])

@@ -1,0 +1,149 @@
+"""Where the language model comes from: a Hugging Face folder, with or without LoRA adapters."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from rlvr_lightning.errors import ConfigError, ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+BUNDLED = "tiny"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+
+
+def bundled_model() -> Path:
+    """The folder of the model that comes with the package."""
+    return Path(__file__).parents[1] / "assets" / "tiny"
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model folder and how to load it.
+
+    Args:
+        path: a Hugging Face folder, a hub name, or `tiny` for the bundled model.
+        dtype: of the weights; statistics are float32 at least, whatever it is.
+        lora: a `peft.LoraConfig` to train adapters instead of the weights, or None.
+        gradient_checkpointing: trade compute for memory in the backward pass.
+
+    Raises:
+        ConfigError: an unknown dtype.
+    """
+
+    path: str = BUNDLED
+    dtype: str = "float32"
+    lora: Any = None
+    gradient_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ConfigError(f"model.dtype must be one of {', '.join(DTYPES)}; got {self.dtype!r}")
+
+    @property
+    def folder(self) -> str:
+        """The path with the bundled model's name resolved.
+
+        Raises:
+            ModelError: it looks like a folder and there is none.
+        """
+        if self.path == BUNDLED:
+            return str(bundled_model())
+        looks_local = self.path.startswith((".", "/", "~")) or self.path.count("/") != 1
+        path = Path(self.path).expanduser()
+        if path.is_dir() and not (path / "config.json").exists():
+            raise ModelError(f"model.path={self.path} has no config.json: give a Hugging Face model folder")
+        if not path.is_dir() and looks_local:
+            raise ModelError(f"model.path={self.path} does not exist: give a Hugging Face folder, or `{BUNDLED}`")
+        return str(path) if path.is_dir() else self.path
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """`dtype` as torch knows it."""
+        return DTYPES[self.dtype]
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The folder's tokenizer.
+
+        Raises:
+            ModelError: there is none, or it has no end-of-sequence token.
+        """
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(self.folder)
+        except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+            raise ModelError(f"model.path={self.path} has no usable tokenizer: {_first_line(error)}") from error
+        if tokenizer.eos_token_id is None:
+            raise ModelError(f"model.path={self.path}: the tokenizer has no end-of-sequence token")
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        return tokenizer
+
+    def load(self) -> PreTrainedModel:
+        """The model as it stands in the folder, without adapters.
+
+        Raises:
+            ModelError: it cannot be loaded, or its logits are not those of a plain output layer.
+        """
+        from transformers import AutoModelForCausalLM
+        from transformers.utils import logging as transformers_logging
+
+        transformers_logging.disable_progress_bar()
+        try:
+            model = AutoModelForCausalLM.from_pretrained(self.folder, dtype=self.torch_dtype)
+        except (OSError, ValueError, KeyError) as error:
+            raise ModelError(f"model.path={self.path} cannot be loaded: {_first_line(error)}") from error
+        _check_plain_head(model, self.path)
+        return model
+
+    def stop_token_ids(self) -> tuple[int, ...]:
+        """Tokens that end a response: the tokenizer's and the generation config's end-of-sequence tokens."""
+        from transformers import GenerationConfig
+
+        stops = {int(self.tokenizer.eos_token_id)}
+        try:
+            configured = GenerationConfig.from_pretrained(self.folder).eos_token_id
+        except OSError:  # the file is optional
+            configured = None
+        stops.update([configured] if isinstance(configured, int) else configured or [])
+        return tuple(sorted(stops))
+
+    def max_positions(self) -> int | None:
+        """Tokens the model can attend to, prompt and response together; None where its config does not say."""
+        from transformers import AutoConfig
+
+        config = AutoConfig.from_pretrained(self.folder).get_text_config()
+        limit = getattr(config, "max_position_embeddings", None)
+        return None if limit is None else int(limit)
+
+    def fingerprint(self, model: torch.nn.Module) -> str:
+        """A short hash of the model's shapes and of a sample of its weights, to recognise it at resume."""
+        digest = hashlib.sha256()
+        for name, parameter in sorted(model.named_parameters()):
+            digest.update(f"{name}{tuple(parameter.shape)}".encode())
+            digest.update(parameter.detach().flatten()[:8].double().cpu().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+@torch.no_grad()
+def _check_plain_head(model: PreTrainedModel, path: str) -> None:
+    """Logits are made chunk by chunk from hidden states; a head that does more (soft caps, scales) would be lost."""
+    vocabulary = int(model.config.get_text_config().vocab_size)
+    ids = torch.arange(1, 5, device=model.device).remainder(vocabulary).unsqueeze(0)
+    expected = model(input_ids=ids).logits
+    hidden = model.get_decoder()(input_ids=ids).last_hidden_state
+    if not torch.allclose(model.get_output_embeddings()(hidden), expected, rtol=1e-3, atol=1e-3):
+        raise ModelError(f"model.path={path}: its logits are not those of a plain output layer, which is not supported")

@@ -1,0 +1,1 @@
+"""The loss: composition, token statistics, the whole optimizer step."""

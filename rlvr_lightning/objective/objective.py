@@ -1,0 +1,158 @@
+"""The whole loss: partition, constrain, regularize, correct, aggregate.
+
+    loss = sum over terms, sum over tokens of  value_t * weight_t
+
+`plan` chooses tokens and counts them for the whole optimizer step, before its first micro-batch; the loss of a
+micro-batch then adds up to the loss of the step however it is cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from rlvr_lightning.objective.composition import check_composition
+from rlvr_lightning.objective.responses import count_responses, response_lengths
+from rlvr_lightning.objective.token_stats import Entropy, EntropyFlow, merge_statistics
+from rlvr_lightning.protocols import (
+    Aggregator,
+    Component,
+    ConstraintPolicy,
+    Correction,
+    Regularizer,
+    StepContext,
+    TokenPartitioner,
+    VocabStatistic,
+)
+from rlvr_lightning.types import MaskCount, StepPlan, TokenStats, TokenTerm, When
+
+
+@dataclass(frozen=True)
+class LossOutput:
+    """The loss of a micro-batch and its summands.
+
+    Args:
+        loss: with a graph, also where no token carries weight.
+        terms: each summand, detached; they add up to the loss.
+        clipped: tokens whose gradient the constraint cut off, or None.
+    """
+
+    loss: Float[Tensor, ""]
+    terms: dict[str, Float[Tensor, ""]]
+    clipped: Bool[Tensor, "B T"] | None
+
+
+class Objective:
+    """The loss as a composition.
+
+    Args:
+        partitioner: splits tokens into parts.
+        constraint: surrogate and KL per part.
+        regularizers: further summands, by the name they are logged under.
+        aggregator: token terms to one number.
+        correction: weighs the surrogate for the gap between engine and trainer; None leaves it as it is.
+
+    Raises:
+        ConfigError: the components do not fit together.
+    """
+
+    def __init__(
+        self,
+        partitioner: TokenPartitioner,
+        constraint: ConstraintPolicy,
+        regularizers: Mapping[str, Regularizer],
+        aggregator: Aggregator,
+        correction: Correction | None = None,
+    ) -> None:
+        self.partitioner, self.constraint, self.aggregator = partitioner, constraint, aggregator
+        self.regularizers, self.correction = dict(regularizers), correction
+        # Set where a driven coefficient is 0 now and will not stay so.
+        self.always_ref = False
+        # Set where what is remembered of the rollout's policy depends on a driven number.
+        self.always_on_policy: tuple[str, ...] = ()
+        check_composition(partitioner, constraint, self.regularizers, correction)
+        constraint.bind(partitioner.parts)
+
+    @property
+    def _components(self) -> Sequence[Component]:
+        return (self.partitioner, self.constraint, *self.regularizers.values())
+
+    @property
+    def requires(self) -> tuple[VocabStatistic, ...]:
+        """Statistics to compute; entropy and its first-order flow always are, for the logs."""
+        return merge_statistics([Entropy(), EntropyFlow(), *(s for part in self._components for s in part.requires)])
+
+    @property
+    def requires_ref(self) -> bool:
+        """Whether reference log-probabilities are needed."""
+        return self.always_ref or any(part.requires_ref for part in self._components)
+
+    @property
+    def on_policy_only(self) -> tuple[str, ...]:
+        """What makes sense only with one optimizer step a rollout phase, by name."""
+        kinds = [type(part).__name__ for part in self._components if part.on_policy_only]
+        return (*kinds, *self.always_on_policy)
+
+    @property
+    def plans_on(self) -> When | None:
+        """The latest policy any component's choice of tokens depends on."""
+        times = {part.plans_on for part in self._components}
+        return "update" if "update" in times else "rollout" if "rollout" in times else None
+
+    def plan(self, stats: TokenStats, step: StepContext) -> StepPlan:
+        """Everything that is chosen for the step, from this rank's rows of it and what `step` knows of the others."""
+        stats = stats.detached()
+        part_ids = self.partitioner(stats, step)
+        masks = {"response": stats.loss_mask}
+        for index, part in enumerate(self.partitioner.parts):
+            masks[part] = stats.loss_mask & (part_ids == index)
+        choices = {"constraint": self.constraint.plan(stats, part_ids, step)}
+        for name, regularizer in self.regularizers.items():
+            choices[name] = regularizer.plan(stats, part_ids, step)
+            # Of a mask and of marks, 1 are the tokens the regularizer acts on.
+            if choices[name].dtype == torch.bool or regularizer.marks:
+                masks[name] = (choices[name] == 1) & stats.loss_mask
+        responses = count_responses(stats.loss_mask, stats.segments)
+        totals = step.sum(torch.stack([responses, *(mask.sum() for mask in masks.values())]).to(torch.float64))
+        counts = {name: MaskCount(total, totals[0]) for name, total in zip(masks, totals[1:], strict=True)}
+        return StepPlan(part_ids, choices, masks, counts)
+
+    def __call__(self, stats: TokenStats, plan: StepPlan) -> LossOutput:
+        """This micro-batch's share of the step's loss."""
+        surrogate, *others = self.constraint(stats, plan.part_ids, plan.choices["constraint"])
+        for name, regularizer in self.regularizers.items():
+            main, *further = regularizer(stats, plan.part_ids, plan.choices[name])
+            # Under the name it has in this run: there may be two of a kind.
+            others += [replace(main, name=name), *(replace(term, name=f"{name}/{term.name}") for term in further)]
+        replaced = [term.replaces for term in others if term.replaces is not None]
+        taken = torch.stack(replaced).any(0) if replaced else torch.zeros_like(stats.loss_mask)
+        weights = None if self.correction is None else self.correction(stats)
+        values = {"surrogate": self._aggregate(surrogate, stats, plan, keep=~taken, weights=weights)}
+        for term in others:
+            if term.replaces is None:
+                values[term.name] = self._aggregate(term, stats, plan)
+            else:  # it is the surrogate of its tokens: over the same set, with the same weights
+                values[term.name] = self._aggregate(replace(term, over=surrogate.over), stats, plan, weights=weights)
+        assert len(values) == 1 + len(others), "two terms of one name"
+        loss = torch.stack(list(values.values())).sum()
+        return LossOutput(loss, {name: value.detach() for name, value in values.items()}, surrogate.clipped)
+
+    def _aggregate(
+        self,
+        term: TokenTerm,
+        stats: TokenStats,
+        plan: StepPlan,
+        *,
+        keep: Bool[Tensor, "B T"] | None = None,
+        weights: Float[Tensor, "B T"] | None = None,
+    ) -> Float[Tensor, ""]:
+        mask = plan.masks[term.over]
+        lengths = response_lengths(mask, stats.segments)
+        shares = self.aggregator(mask, lengths, plan.counts[term.over]).to(term.values.dtype)
+        values = term.values if weights is None else term.values * weights
+        # where, not a product: a masked position may hold anything, and 0 * inf is not 0.
+        return (torch.where(mask if keep is None else mask & keep, values, 0.0) * shares).sum()

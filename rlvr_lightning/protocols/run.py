@@ -1,0 +1,100 @@
+"""Where rooms meet that must not import each other: the halves of a run, the model's folder, its forward pass."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+from rlvr_lightning.types import Prompt, Rollout, TokenBatch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from rlvr_lightning.protocols.objective import VocabStatistic
+
+
+@runtime_checkable
+class ModelFolder(Protocol):
+    """A Hugging Face folder as rollout engines see it."""
+
+    @property
+    def folder(self) -> str:
+        """Where it lies."""
+        ...
+
+    @property
+    def dtype(self) -> str:
+        """Of the weights, by name."""
+        ...
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The folder's own."""
+        ...
+
+    def load(self) -> PreTrainedModel:
+        """The model as it stands in the folder, without adapters."""
+        ...
+
+
+class PolicyModel(Protocol):
+    """A policy's forward pass."""
+
+    def __call__(
+        self, batch: TokenBatch, temperature: float, statistics: Sequence[VocabStatistic] = ()
+    ) -> tuple[Float[Tensor, "B T"], dict[str, Shaped[Tensor, "B T ..."]]]:
+        """Log-probabilities of the response tokens that carry weight, and the statistics [nats]."""
+        ...
+
+    def to(self, device: torch.device) -> PolicyModel:
+        """Itself, moved."""
+        ...
+
+    def adapters_off(self) -> contextlib.AbstractContextManager[None]:
+        """The model as it was before adapters were trained."""
+        ...
+
+    def full_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """All weights under their checkpoint names; under a sharded strategy a collective."""
+        ...
+
+
+class TrainedModule(Protocol):
+    """The module as the data module sees it."""
+
+    policy: Any
+    policy_version: int
+    eval_samples: int
+    temperature: float
+    objective: Any
+
+    def score(self, batch: TokenBatch, *, on_policy: bool) -> TokenBatch:
+        """Add what policy and reference say of the tokens."""
+        ...
+
+
+class RolloutData(Protocol):
+    """The data module as the module sees it."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of a rollout phase."""
+        ...
+
+    @property
+    def report(self) -> Mapping[str, float]:
+        """What is logged of the phase."""
+        ...
+
+    def sync_engine(self) -> None:
+        """Give the engine the current policy's weights, if it has others."""
+        ...
+
+    def evaluate(self, prompts: list[Prompt]) -> list[Rollout]:
+        """Graded responses to held-out prompts."""
+        ...

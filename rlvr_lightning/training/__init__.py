@@ -1,0 +1,1 @@
+"""What an optimizer step needs besides its loss: optimizer, sharding, checkpoints, signals."""
