@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rlvr_lightning.errors import ConfigError, ModelError
+from rlvr_lightning.models.shapes import KNOWN, ModelShape, model_config
 from rlvr_lightning.models.source import ModelSource
 
 
@@ -102,16 +103,25 @@ def _engine(cfg: DictConfig) -> str:
 
 
 def parameters(cfg: DictConfig) -> str:
-    """`0.8M parameters`, counted without loading a weight."""
+    """`0.86M parameters`, counted without loading a weight."""
+    try:
+        count = _count(ModelSource(cfg.model.path).folder)
+    except ModelError:
+        return "not on this machine"
+    return f"{count / 1e9:.2f}B parameters" if count >= 1e9 else f"{count / 1e6:.2f}M parameters"
+
+
+def _count(folder: str) -> int:
+    config = model_config(folder)
+    if config.get("model_type") in KNOWN:
+        return ModelShape.of(config, folder).parameters
+    # Any other architecture: its module without memory.
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
-        folder = ModelSource(cfg.model.path, cfg.model.dtype).folder
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (OSError, ModelError):
-        return "not on this machine"
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    count = sum(parameter.numel() for parameter in model.parameters())
-    return f"{count / 1e9:.2f}B parameters" if count >= 1e9 else f"{count / 1e6:.2f}M parameters"
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"model.path={folder}: {error}") from error
+    return sum(parameter.numel() for parameter in model.parameters())
