@@ -87,6 +87,9 @@ def test_where_a_shape_comes_from(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "mamba"}))
     with pytest.raises(ModelError, match="model_type 'mamba'; what it needs is known for llama, mistral"):
         model_shape(str(tmp_path))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "hidden_size": 8}))
+    with pytest.raises(ModelError, match="does not say intermediate_size, num_hidden_layers"):
+        model_shape(str(tmp_path))
 
 
 def test_a_run_says_how_large_its_model_is(tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ from rlvr_lightning.errors import ModelError
 SHAPES = Path(__file__).parents[1] / "assets" / "shapes"
 # Architectures whose layers are known to be those described here.
 KNOWN = ("llama", "mistral", "qwen2", "qwen3")
+# Sizes every config must give.
+NEEDED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 
 
 @dataclass(frozen=True)
@@ -58,11 +60,14 @@ class ModelShape:
             name: of the model, for the error.
 
         Raises:
-            ModelError: an architecture whose layers are not known here.
+            ModelError: an architecture whose layers are not known here, or a size is missing.
         """
         kind = config.get("model_type")
         if kind not in KNOWN:
             raise ModelError(f"{name} is of model_type {kind!r}; what it needs is known for {', '.join(KNOWN)}")
+        missing = [key for key in NEEDED if key not in config]
+        if missing:
+            raise ModelError(f"{name} has a config.json that does not say {', '.join(missing)}")
         heads, bias = int(config["num_attention_heads"]), bool(config.get("attention_bias", False))
         return cls(
             kind,
