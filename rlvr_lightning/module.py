@@ -26,6 +26,7 @@ from rlvr_lightning.objective.objective import Objective
 from rlvr_lightning.objective.scoring import Scorer
 from rlvr_lightning.objective.step import Step
 from rlvr_lightning.protocols import Aggregator, ConstraintPolicy, Correction, Regularizer, TokenPartitioner
+from rlvr_lightning.rollout.gathering import from_all_ranks
 from rlvr_lightning.training.driver import Driver
 from rlvr_lightning.training.optim import OptimSettings
 from rlvr_lightning.training.sharding import shard
@@ -178,7 +179,7 @@ class RLVRModule(EvaluatedModule):
 
     def on_train_epoch_end(self) -> None:
         """Log the epoch's means, of tokens and of rollouts."""
-        self.log_dict(self.epoch_metrics)
+        self.enter({"epoch": self.current_epoch, **self.epoch_metrics})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what changes results and is no tensor."""
@@ -187,6 +188,7 @@ class RLVRModule(EvaluatedModule):
             "fingerprint": self._fingerprint,
             "baseline": self.baseline,
             "epoch_metrics": self.epoch_metrics,
+            "sums": from_all_ranks([self.diagnostics.sums()]),
             "controller": None if self.driver is None else self.driver.state_dict(),
         }
 
@@ -207,5 +209,6 @@ class RLVRModule(EvaluatedModule):
             )
         self.policy_version, self.baseline = state["policy_version"], state["baseline"]
         self.epoch_metrics = state["epoch_metrics"]
+        self.diagnostics.resume(state["sums"], self.trainer.global_rank, self.trainer.world_size)
         if self.driver is not None and state.get("controller") is not None:
             self.driver.load_state_dict(state["controller"])

@@ -42,7 +42,7 @@ def test_it_learns(name: str, tmp_path: Path) -> None:
     run = build_run(cfg)
     run.fit()
     assert run.module.policy_version == STEPS
-    with (tmp_path / "logs" / "version_0" / "metrics.csv").open() as lines:
+    with (tmp_path / "logs" / "metrics.csv").open() as lines:
         rows = [row for row in csv.DictReader(lines) if row["reward/mean"]]
     assert len(rows) == cfg.trainer.max_epochs
     for row in rows:

@@ -69,7 +69,7 @@ def run(outside: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_it_trains_like_any_other(outside: Path) -> None:
     done = run(outside, *MINE, "output_dir=run")
     assert done.returncode == 0, done.stderr
-    with (outside / "run" / "logs" / "version_0" / "metrics.csv").open() as lines:
+    with (outside / "run" / "logs" / "metrics.csv").open() as lines:
         rows = [row for row in csv.DictReader(lines) if row["policy/share/early"]]
     assert len(rows) == 2
     for row in rows:
@@ -91,7 +91,7 @@ def test_the_documents_commands_train(outside: Path) -> None:
     for number, command in enumerate(commands):
         done = run(outside, *command, "rollout.prompts_per_step=4", f"output_dir=documented_{number}")
         assert done.returncode == 0, done.stderr
-    with (outside / "documented_1" / "logs" / "version_0" / "metrics.csv").open() as lines:
+    with (outside / "documented_1" / "logs" / "metrics.csv").open() as lines:
         rows = [row for row in csv.DictReader(lines) if row["policy/loss/lp_reg"]]
     assert len(rows) == 2
     driven = [float(row["controller/constraint.width"]) for row in rows]

@@ -11,7 +11,7 @@ from rlvr_lightning.callbacks.outputs import draw_curves, read_series
 
 def test_curves_of_a_run_without_any_advantage_are_drawn_without_a_warning(tmp_path: Path) -> None:
     """All rewards 0: every quadrant is empty, and a logarithmic axis has nothing to show."""
-    folder = tmp_path / "logs" / "version_0"
+    folder = tmp_path / "logs"
     folder.mkdir(parents=True)
     with (folder / "metrics.csv").open("w") as file:
         writer = csv.writer(file)

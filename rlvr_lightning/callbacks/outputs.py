@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import platform
 import subprocess
@@ -13,6 +12,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 
 import rlvr_lightning
+from rlvr_lightning.callbacks.table import read_table
 
 PACKAGES = ("lightning", "torch", "transformers", "vllm", "hydra-core", "torchmetrics", "peft", "math-verify")
 # Title, the names that belong here, unit, scale.
@@ -68,7 +68,7 @@ def versions() -> dict[str, str]:
 
 
 class CurvesCallback(Callback):
-    """Draws `curves.png` from the CSV logs at the end of a run.
+    """Draws `curves.png` from the table of metrics at the end of a run.
 
     Args:
         folder: the output folder.
@@ -80,22 +80,17 @@ class CurvesCallback(Callback):
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draw what the loggers have written."""
         if trainer.is_global_zero:
-            for logger in trainer.loggers:
-                logger.save()
             draw_curves(self.folder)
 
 
 def read_series(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """Every logged series as (optimizer step, value), over all sessions of the run."""
-    series: dict[str, dict[int, float]] = {}
-    files = sorted(folder.glob("logs/version_*/metrics.csv"), key=lambda file: int(file.parent.name.split("_")[1]))
-    for file in files:
-        with file.open() as lines:
-            for row in csv.DictReader(lines):
-                for name, value in row.items():
-                    if name not in ("step", "epoch") and value:
-                        series.setdefault(name, {})[int(row["step"])] = float(value)
-    return {name: sorted(points.items()) for name, points in series.items()}
+    """Every logged series as (optimizer steps taken, value), over all sessions of the run."""
+    series: dict[str, list[tuple[int, float]]] = {}
+    for row in read_table(folder / "logs" / "metrics.csv"):
+        for name, value in row.items():
+            if name not in ("step", "epoch"):
+                series.setdefault(name, []).append((int(row["step"]), float(value)))
+    return series
 
 
 def draw_curves(folder: Path) -> Path | None:

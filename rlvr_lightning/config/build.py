@@ -13,11 +13,12 @@ import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 
 from rlvr_lightning.callbacks.outputs import CurvesCallback, ProvenanceCallback
 from rlvr_lightning.callbacks.screen import ScreenCallback
+from rlvr_lightning.callbacks.table import MetricsTable, TableCallback
 from rlvr_lightning.config.checks import check_kinds
 from rlvr_lightning.config.compose import explain
 from rlvr_lightning.config.derived import DerivedNumbers
@@ -160,11 +161,12 @@ def build_run(cfg: DictConfig, callbacks: list[Callback] | None = None) -> Run:
     module = build_module(cfg, source)
     check_on_policy(data, module.objective)
     source.tokenizer  # noqa: B018 - a model folder without one is found out now
-    trainer = build_trainer(cfg, [*(callbacks or []), *default_callbacks(cfg)])
+    table = MetricsTable(Path(cfg.output_dir))
+    trainer = build_trainer(cfg, [*(callbacks or []), *default_callbacks(cfg, table)], table)
     return Run(cfg, trainer, module, data, derived)
 
 
-def default_callbacks(cfg: DictConfig) -> list[Callback]:
+def default_callbacks(cfg: DictConfig, table: MetricsTable) -> list[Callback]:
     """Screen, checkpoints and outputs."""
     folder = Path(cfg.output_dir)
     checkpoints = folder / "checkpoints"
@@ -172,13 +174,14 @@ def default_callbacks(cfg: DictConfig) -> list[Callback]:
         InterruptCallback(),
         ScreenCallback(cfg.trainer.show_every_n_epochs),
         ProvenanceCallback(folder, OmegaConf.to_yaml(cfg, resolve=True)),
+        TableCallback(table),
         CurvesCallback(folder),
         LastCheckpoint(checkpoints, cfg.trainer.val_every_n_epochs),
         best_checkpoint(checkpoints),
     ]
 
 
-def build_trainer(cfg: DictConfig, callbacks: list[Callback]) -> L.Trainer:
+def build_trainer(cfg: DictConfig, callbacks: list[Callback], table: MetricsTable) -> L.Trainer:
     """Lightning's trainer as configured."""
     settings, folder = cfg.trainer, Path(cfg.output_dir)
     devices = settings.devices
@@ -204,7 +207,7 @@ def build_trainer(cfg: DictConfig, callbacks: list[Callback]) -> L.Trainer:
         log_every_n_steps=1,
         enable_progress_bar=False,
         enable_model_summary=False,
-        logger=[CSVLogger(folder, name="logs"), TensorBoardLogger(folder, name="tensorboard")],
+        logger=[table, TensorBoardLogger(folder, name="tensorboard")],
         callbacks=callbacks,
     )
 

@@ -7,10 +7,11 @@ Nothing here waits for the device before the epoch ends, but for the size of a s
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
-from torchmetrics import MaxMetric, MeanMetric
+from torchmetrics import MaxMetric
 
 from rlvr_lightning.evaluation.metrics import ProbabilityHistogram, QuadrantTable, TokenCounts, TokenMeans
 from rlvr_lightning.methods.constraints.kl import kl_estimate, ratio
@@ -45,9 +46,10 @@ class Diagnostics(torch.nn.Module):
         self.counts = TokenCounts(len(self.marks))
         # A check for nan would wait for the device.
         self.gap = MaxMetric(nan_strategy="disable")
-        self.grad_norm = MeanMetric()
-        self._terms: dict[str, Tensor] = {}
+        self._terms: dict[str, Tensor | float] = {}
+        # Of steps, and so the same on every rank.
         self._steps = self._skipped = 0
+        self._norms = 0.0
 
     @torch.no_grad()
     def observe(self, stats: TokenStats, output: LossOutput, plan: StepPlan) -> None:
@@ -64,7 +66,7 @@ class Diagnostics(torch.nn.Module):
             self.means.add("rollout/logprob_gap", gap, mask)
             self.gap.update(gap.max())
         for name, value in output.terms.items():
-            self._terms[name] = self._terms.get(name, torch.zeros_like(value)) + value
+            self._terms[name] = self._terms.get(name, 0.0) + value.double()
 
     def _observe_means(self, stats: TokenStats, output: LossOutput, plan: StepPlan) -> None:
         add, mask = self.means.add, stats.loss_mask
@@ -91,8 +93,9 @@ class Diagnostics(torch.nn.Module):
     def observe_step(self, grad_norm: Tensor) -> None:
         """Add an optimizer step."""
         self._steps += 1
-        if math.isfinite(float(grad_norm)):
-            self.grad_norm.update(grad_norm.detach().float())
+        norm = float(grad_norm)
+        if math.isfinite(norm):
+            self._norms += norm
         else:
             self._skipped += 1
 
@@ -104,15 +107,59 @@ class Diagnostics(torch.nn.Module):
         if "rollout/logprob_gap" in logged:
             logged["rollout/logprob_gap_max"] = float(self.gap.compute())
         if self._steps > self._skipped:
-            logged["policy/grad_norm"] = float(self.grad_norm.compute())
+            logged["policy/grad_norm"] = self._norms / (self._steps - self._skipped)
         logged["policy/skipped_steps"] = float(self._skipped)
         steps = max(self._steps, 1)
         # Each rank holds its share of a sum over the step's tokens.
-        logged |= {f"policy/loss/{name}": float(Step().sum(value)) / steps for name, value in self._terms.items()}
-        for metric in (self.quadrants, self.histogram, self.counts, self.gap, self.grad_norm):
+        logged |= {
+            f"policy/loss/{name}": float(Step().sum(torch.as_tensor(value))) / steps
+            for name, value in self._terms.items()
+        }
+        for metric in (self.quadrants, self.histogram, self.counts, self.gap):
             metric.reset()
-        self._terms, self._steps, self._skipped = {}, 0, 0
+        self._terms, self._steps, self._skipped, self._norms = {}, 0, 0, 0.0
         return logged
+
+    def sums(self) -> dict[str, list[float]]:
+        """What this rank has added up of an epoch under way, as plain numbers that come back as they were."""
+        held = {f"means/{name}": values for name, values in self.means.sums().items()}
+        for name, state in self._tables_held():
+            held[name] = state.flatten().tolist()
+        gap = float(self.gap.max_value)
+        held["gap"] = [gap] if gap > -math.inf else []
+        held |= {f"terms/{name}": [float(value)] for name, value in self._terms.items()}
+        return {**held, "steps": [self._steps, self._skipped, self._norms]}
+
+    def resume(self, ranks: Sequence[Mapping[str, list[float]]], rank: int, world_size: int) -> None:
+        """Go on adding to what the ranks of a checkpoint had; any number of ranks may.
+
+        Args:
+            ranks: `sums` of each rank then.
+            rank: this one, now.
+            world_size: ranks now. As many as then go on with their own; else the first takes all.
+        """
+        if not ranks:
+            return
+        self._steps, self._skipped = (int(count) for count in ranks[0]["steps"][:2])
+        self._norms = ranks[0]["steps"][2]
+        mine = [ranks[rank]] if len(ranks) == world_size else ranks if rank == 0 else []
+        for held in mine:
+            self.means.resume({key[6:]: values for key, values in held.items() if key.startswith("means/")})
+            for name, state in self._tables_held():
+                state += torch.tensor(held[name], dtype=state.dtype, device=state.device).view_as(state)
+            for gap in held["gap"]:
+                self.gap.update(gap)
+            for name in (key[6:] for key in held if key.startswith("terms/")):
+                self._terms[name] = self._terms.get(name, 0.0) + held[f"terms/{name}"][0]
+
+    def _tables_held(self) -> list[tuple[str, Tensor]]:
+        quadrants, counts = self.quadrants, {"histogram": self.histogram.counts, "counts": self.counts.counts}
+        return [
+            ("members", quadrants.members),
+            ("flows", quadrants.flows),
+            ("tokens", quadrants.tokens),
+            *counts.items(),
+        ]
 
     def _tables(self) -> dict[str, float]:
         shares, flows = self.quadrants.compute().tolist()

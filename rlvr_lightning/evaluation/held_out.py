@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import cast
 
 import lightning as L
@@ -36,6 +37,19 @@ class EvaluatedModule(L.LightningModule):
     def _data(self) -> RolloutData:
         return cast(RolloutData, self.trainer.datamodule)  # type: ignore[attr-defined]
 
+    def enter(self, metrics: Mapping[str, float]) -> None:
+        """Log what is known after `policy_version` optimizer steps.
+
+        Lightning's loggers hear of an epoch only after its checkpoint is written, and count the steps themselves,
+        wrongly after a resume in mid-epoch: they are told here.
+        """
+        self.log_dict(metrics, logger=False)
+        # What other callbacks log at this moment stands under the same step.
+        self.log("step", float(self.policy_version))
+        if not self.trainer.sanity_checking:
+            for logger in self.loggers:
+                logger.log_metrics(dict(metrics), step=self.policy_version)
+
     def on_validation_epoch_start(self) -> None:
         """Sample from the current weights."""
         self._data.sync_engine()
@@ -59,8 +73,8 @@ class EvaluatedModule(L.LightningModule):
             self.baseline = dict(self.evaluation)
         self.num_unjudged = int(self.eval_errors.compute())
         self.eval_errors.reset()
-        self.log_dict({f"val/{name}_at_k": value for name, value in self.evaluation.items()})
-        self.log("val/verifier_errors", float(self.num_unjudged))
+        measured = {f"val/{name}_at_k": value for name, value in self.evaluation.items()}
+        self.enter({**measured, "val/verifier_errors": float(self.num_unjudged)})
 
     on_test_epoch_start = on_predict_epoch_start = on_validation_epoch_start
     test_step = validation_step

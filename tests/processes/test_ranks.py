@@ -29,7 +29,7 @@ def command(*overrides: str) -> list[str]:
 
 
 def losses(folder: Path) -> dict[str, list[float]]:
-    with (folder / "logs" / "version_0" / "metrics.csv").open() as lines:
+    with (folder / "logs" / "metrics.csv").open() as lines:
         rows = list(csv.DictReader(lines))
     names = ("policy/loss/surrogate", "policy/loss/kl", "policy/loss/lp_reg", "policy/grad_norm", "reward/mean")
     return {name: [float(row[name]) for row in rows if row[name]] for name in names}

@@ -42,7 +42,7 @@ def recorded(folder: Path, version: int) -> list[dict[str, Any]]:
 
 
 def logged(folder: Path) -> list[dict[str, float]]:
-    with (folder / "logs" / "version_0" / "metrics.csv").open() as lines:
+    with (folder / "logs" / "metrics.csv").open() as lines:
         rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(lines)]
     return [row for row in rows if "reward/mean" in row]
 

@@ -85,7 +85,7 @@ def test_a_packed_run_learns_the_same(conf: str, tmp_path: Path) -> None:
     for packing in ("false", "true"):
         folder = tmp_path / packing
         trained[packing] = weights(fit(folder, *common, f"rollout.packing={packing}"))
-        with (folder / "logs" / "version_0" / "metrics.csv").open() as lines:
+        with (folder / "logs" / "metrics.csv").open() as lines:
             rows[packing] = [row for row in csv.DictReader(lines) if row["reward/mean"]]
     names = [name for name in rows["true"][0] if name.startswith(("policy/loss", "policy/entropy", "policy/share"))]
     assert len(names) > 3

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Bool, Float
@@ -55,6 +55,20 @@ class TokenMeans(torch.nn.ModuleDict):
         metric = self[_key(name)]
         assert isinstance(metric, TokenMeanMetric)
         return metric
+
+    def sums(self) -> dict[str, list[float]]:
+        """Total and tokens of each mean on this rank, of those that saw a token."""
+        held = {name: (self._metric(name).total, self._metric(name).tokens) for name in self._names}
+        # One trip to the device for all of them.
+        table = torch.stack([torch.stack(pair) for pair in held.values()]).tolist()
+        return {name: pair for name, pair in zip(held, table, strict=True) if pair[1]}
+
+    def resume(self, sums: Mapping[str, list[float]]) -> None:
+        """Add what `sums` once gave."""
+        for name, (total, tokens) in sums.items():
+            metric = self._metric(name)
+            metric.total += total
+            metric.tokens += tokens
 
     def drain(self) -> dict[str, float]:
         """The means that saw a token, over all ranks; then start anew. Every rank must call it."""
