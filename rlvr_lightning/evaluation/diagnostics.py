@@ -112,7 +112,7 @@ class Diagnostics(torch.nn.Module):
         steps = max(self._steps, 1)
         # Each rank holds its share of a sum over the step's tokens.
         logged |= {
-            f"policy/loss/{name}": float(Step().sum(torch.as_tensor(value))) / steps
+            f"policy/loss/{name}": float(Step().sum(torch.as_tensor(value, dtype=torch.float64))) / steps
             for name, value in self._terms.items()
         }
         for metric in (self.quadrants, self.histogram, self.counts, self.gap):
