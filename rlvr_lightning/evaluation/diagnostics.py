@@ -110,10 +110,10 @@ class Diagnostics(torch.nn.Module):
             logged["policy/grad_norm"] = self._norms / (self._steps - self._skipped)
         logged["policy/skipped_steps"] = float(self._skipped)
         steps = max(self._steps, 1)
-        # Each rank holds its share of a sum over the step's tokens.
+        # Each rank holds its share of a sum over the step's tokens; sorted, as the ranks must go in one order.
         logged |= {
             f"policy/loss/{name}": float(Step().sum(torch.as_tensor(value, dtype=torch.float64))) / steps
-            for name, value in self._terms.items()
+            for name, value in sorted(self._terms.items())
         }
         for metric in (self.quadrants, self.histogram, self.counts, self.gap):
             metric.reset()
