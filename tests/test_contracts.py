@@ -12,10 +12,12 @@ from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from rlvr_lightning.config.build import build_module, check_hardware, model_source
+from rlvr_lightning.config.checks import check_judge
 from rlvr_lightning.config.compose import compose, config_dir
 from rlvr_lightning.config.derived import DerivedNumbers
-from rlvr_lightning.errors import HardwareError
+from rlvr_lightning.errors import ConfigError, HardwareError
 from rlvr_lightning.rollout.engines.vllm_engine import vllm_installed
+from rlvr_lightning.types import Problem, Verdict
 
 COMPONENTS = (
     "advantage",
@@ -161,6 +163,28 @@ def test_a_full_size_run_refuses_a_small_machine(name: str) -> None:
     cfg = compose([f"conf={name}", "hardware.gpus=1000"])
     with pytest.raises(HardwareError, match=f"{name} needs 1000 GPUs of 79 GiB; here are .* run it there"):
         check_hardware(cfg)
+
+
+def test_a_verifier_must_judge_what_the_run_learns_from() -> None:
+    class Runs:
+        judges = "code"
+
+        def __call__(self, response: str, problem: Problem) -> Verdict:
+            raise NotImplementedError
+
+    class Silent:
+        def __call__(self, response: str, problem: Problem) -> Verdict:
+            raise NotImplementedError
+
+    code, answers = compose(["conf=archer_code_1_5b"]), compose(["conf=archer_math_1_5b"])
+    check_judge(code, Runs())
+    check_judge(answers, Silent())
+    for cfg, verifier, said in (
+        (code, Silent(), "is judged by its code, and Silent judges answer"),
+        (answers, Runs(), "archer_math_1_5b is judged by its answer, and Runs judges code: choose"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            check_judge(cfg, verifier)
 
 
 def leaves(node: Any, depth: int = 1) -> Iterator[int]:

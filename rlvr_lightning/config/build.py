@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from rlvr_lightning.callbacks.outputs import CurvesCallback, ProvenanceCallback
 from rlvr_lightning.callbacks.screen import ScreenCallback
 from rlvr_lightning.callbacks.table import MetricsTable, TableCallback
-from rlvr_lightning.config.checks import check_kinds
+from rlvr_lightning.config.checks import check_judge, check_kinds
 from rlvr_lightning.config.compose import explain
 from rlvr_lightning.config.derived import DerivedNumbers
 from rlvr_lightning.datamodule import RolloutDataModule
@@ -154,6 +154,7 @@ def build_run(cfg: DictConfig, callbacks: list[Callback] | None = None) -> Run:
     check_kinds(cfg)
     derived = DerivedNumbers.of(cfg)
     derived.show()
+    check_judge(cfg, component(cfg, "verifier"))
     check_hardware(cfg)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     source = model_source(cfg)

@@ -9,6 +9,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from rlvr_lightning.config.compose import SECTIONS, config_dir
 from rlvr_lightning.errors import ConfigError
+from rlvr_lightning.protocols import Verifier
+from rlvr_lightning.protocols.rollouts import Judge
 
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", list: "a list"}
 # Null by default, but not of every kind.
@@ -33,6 +35,23 @@ def check_kinds(cfg: DictConfig) -> None:
                 raise ConfigError(f"{key} must be {KINDS[kind]}; got {value!r}")
     if isinstance(cfg.seed, bool) or not isinstance(cfg.seed, int) or cfg.seed < 0:
         raise ConfigError(f"seed must be a whole number from 0; got {cfg.seed!r}")
+
+
+def check_judge(cfg: DictConfig, verifier: Verifier) -> None:
+    """Does the verifier judge what the run's responses are?
+
+    Raises:
+        ConfigError: it does not.
+    """
+    if cfg.judged not in ("answer", "code"):
+        raise ConfigError(f"judged must be answer or code; got {cfg.judged!r}")
+    judges = verifier.judges if isinstance(verifier, Judge) else "answer"
+    if judges != cfg.judged:
+        none = " (none comes with the package)" if cfg.judged == "code" else ""
+        raise ConfigError(
+            f"{cfg.name} is judged by its {cfg.judged}, and {type(verifier).__name__} judges {judges}: choose a verifier "
+            f"that judges {cfg.judged}{none}: verifier=NAME, see docs/extending.md"
+        )
 
 
 @cache

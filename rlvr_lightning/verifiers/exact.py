@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import ClassVar
 
 from rlvr_lightning.errors import ConfigError
 from rlvr_lightning.types import Problem, Verdict
@@ -17,6 +18,8 @@ class ExactVerifier:
     Raises:
         ConfigError: the pattern is no regular expression, or has no group.
     """
+
+    judges: ClassVar[str] = "answer"
 
     def __init__(self, pattern: str = r"#([^#]*)$") -> None:
         try:

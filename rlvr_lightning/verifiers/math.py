@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from fractions import Fraction
+from typing import ClassVar
 
 from rlvr_lightning.errors import ConfigError, DataError
 from rlvr_lightning.types import Problem, Verdict
@@ -43,6 +44,8 @@ class MathVerifier:
     Raises:
         ConfigError: an unknown convention, or no time.
     """
+
+    judges: ClassVar[str] = "answer"
 
     def __init__(self, extract: str = "auto", timeout_s: float = 5.0) -> None:
         if extract != "auto" and extract not in EXTRACTORS:
