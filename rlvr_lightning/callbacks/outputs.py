@@ -7,12 +7,15 @@ import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
+from omegaconf import OmegaConf
 
 import rlvr_lightning
 from rlvr_lightning.callbacks.table import read_table
+from rlvr_lightning.rollout.files import write_whole
 
 PACKAGES = ("lightning", "torch", "transformers", "vllm", "hydra-core", "torchmetrics", "peft", "math-verify")
 # Title, the names that belong here, unit, scale.
@@ -32,7 +35,8 @@ MANY = 8
 
 
 class ProvenanceCallback(Callback):
-    """Writes `config.yaml` and `versions.json` when training begins.
+    """Keeps in `config.yaml` what is in force, in `config_history/` what was before it was changed on resuming, and
+    writes `versions.json`.
 
     Args:
         folder: the output folder.
@@ -43,11 +47,30 @@ class ProvenanceCallback(Callback):
         self.folder, self.config = folder, config
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write both."""
+        """Write `versions.json`, and the configuration of a run that begins: stopped from here on, it can be resumed."""
         if trainer.is_global_zero:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / "config.yaml").write_text(self.config)
-            (self.folder / "versions.json").write_text(json.dumps(versions(), indent=2) + "\n")
+            write_whole(self.folder / "versions.json", (json.dumps(versions(), indent=2) + "\n").encode())
+            if not (self.folder / "config.yaml").exists():
+                write_whole(self.folder / "config.yaml", self.config.encode())
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Training goes on under another configuration than before: keep that one with the steps it was in force."""
+        path = self.folder / "config.yaml"
+        if not trainer.is_global_zero or _settings(path.read_text()) == _settings(self.config):
+            return
+        if pl_module.policy_version > 0:
+            until = self.folder / "config_history" / f"until_step_{pl_module.policy_version:08}.yaml"
+            # What was in force for steps that a kill has undone is not history.
+            if not until.exists():
+                write_whole(until, path.read_bytes())
+        write_whole(path, self.config.encode())
+
+
+def _settings(config: str) -> Any:
+    """What decides how a run goes on, not where it was begun."""
+    held = OmegaConf.to_container(OmegaConf.create(config))
+    assert isinstance(held, dict)
+    return {key: value for key, value in held.items() if key not in ("resume", "output_dir")}
 
 
 def versions() -> dict[str, str]:

@@ -142,8 +142,10 @@ def _compose_and_run(verb: Callable[[DictConfig], None], name: str, arguments: S
     from omegaconf.errors import OmegaConfBaseException
 
     from rlvr_lightning.config.compose import config_dir, experiment_override, explain
+    from rlvr_lightning.config.resuming import split
 
-    translated = [experiment_override(argument) for argument in reorder(arguments)]
+    # A resumed run's overrides are of its own configuration, which Hydra does not know.
+    translated, later = split([experiment_override(argument) for argument in reorder(arguments)], VALUED)
     original = sys.argv
     failures: list[RLVRError] = []
 
@@ -151,7 +153,7 @@ def _compose_and_run(verb: Callable[[DictConfig], None], name: str, arguments: S
         # Lightning starts the other ranks of a machine with the command line it finds here.
         sys.argv = [original[0], name, *arguments]
         try:
-            verb(_settled(cfg))
+            verb(_settled(cfg, later, training=name == "fit"))
         except RLVRError as error:  # Hydra would print a traceback; a sweep goes on with its other runs
             failures.append(error)
         except (HydraException, OmegaConfBaseException) as error:
@@ -176,13 +178,13 @@ def _compose_and_run(verb: Callable[[DictConfig], None], name: str, arguments: S
     return 0
 
 
-def _settled(cfg: DictConfig) -> Any:
+def _settled(cfg: DictConfig, later: Sequence[str], *, training: bool) -> Any:
     """All interpolations resolved; a resumed run's own configuration instead of today's."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
     from omegaconf import OmegaConf
 
-    from rlvr_lightning.config.compose import resumed
+    from rlvr_lightning.config.resuming import resumed
 
     OmegaConf.resolve(cfg)
     hydra = HydraConfig.get()
@@ -192,4 +194,4 @@ def _settled(cfg: DictConfig) -> Any:
         cfg.output_dir = f"{cfg.output_dir}/{hydra.sweep.subdir}" if given else hydra.runtime.output_dir
     if OmegaConf.select(cfg, "resume") is None:
         return cfg
-    return resumed(cfg, hydra.overrides.task)
+    return resumed(cfg, [*hydra.overrides.task, *later], training=training)

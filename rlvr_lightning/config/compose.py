@@ -15,7 +15,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from rlvr_lightning.errors import CheckpointError, ConfigError, RLVRError, nearest
+from rlvr_lightning.errors import ConfigError, RLVRError, nearest
 
 # Sections that hold plain settings; components check their own in their constructors.
 SECTIONS = ("model", "rollout", "optim", "trainer", "hardware")
@@ -126,7 +126,7 @@ def _explain_override(text: str) -> ConfigError:
     name = key.group(1).rstrip(".")
     known: list[str] = []
     if (not GlobalHydra.instance().is_initialized() and "." in name) or "/" not in name:
-        known = sorted({*leaf_keys(_default_config()), *_groups()})
+        known = sorted({*leaf_keys(_default_config()), *groups()})
     return ConfigError(f"there is no setting {name}; {nearest(name, known)}")
 
 
@@ -136,49 +136,11 @@ def _default_config() -> DictConfig:
         return hydra_compose("config", ["experiment=archer_lp_reg"])
 
 
-def _groups() -> list[str]:
+def groups() -> list[str]:
+    """Names of the concepts one chooses a component of."""
     return [folder.name for folder in config_dir().iterdir() if folder.is_dir() and folder.name != "experiment"]
 
 
 def _one_line(text: str) -> str:
     lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
     return "; ".join(lines[:2])
-
-
-def resumed(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    """The configuration saved in `cfg.resume`, with the values overridden this time.
-
-    Args:
-        cfg: as composed, for the values of the overrides.
-        overrides: this time's.
-
-    Raises:
-        CheckpointError: the folder holds no run.
-        ConfigError: an override would exchange a component.
-    """
-    folder = Path(cfg.resume).expanduser()
-    if not (folder / "config.yaml").is_file() or not (folder / "checkpoints" / "last.ckpt").is_file():
-        raise CheckpointError(f"resume={folder} holds no run: config.yaml and checkpoints/last.ckpt must be there")
-    saved = OmegaConf.load(folder / "config.yaml")
-    assert isinstance(saved, DictConfig)
-    _add_newer_settings(saved, cfg)
-    for override in overrides:
-        key = override.partition("=")[0].lstrip("+~")
-        if key == "resume":
-            continue
-        if key in ("experiment", "conf", *_groups()) or OmegaConf.select(saved, key, default=KeyError) is KeyError:
-            raise ConfigError(f"a resumed run keeps its components; {key} cannot be set together with resume=")
-        OmegaConf.update(saved, key, OmegaConf.select(cfg, key))
-    saved.resume = saved.output_dir = str(folder)
-    return saved
-
-
-def _add_newer_settings(saved: DictConfig, cfg: DictConfig) -> None:
-    """Settings and groups that came after the run was saved, with their defaults, which leave a run as it was."""
-    for key, value in cfg.items():
-        if key not in saved:
-            saved[key] = value
-        elif key in SECTIONS:
-            for name, default in value.items():
-                if name not in saved[key]:
-                    saved[key][name] = default

@@ -1,0 +1,125 @@
+"""The configuration of a run that goes on: the one it was saved with, and what is overridden this time.
+
+An override is applied or refused with the reason, never ignored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf
+
+from rlvr_lightning.config.compose import SECTIONS, groups, leaf_keys
+from rlvr_lightning.errors import CheckpointError, ConfigError, nearest
+
+# Where a run is computed and what draws its responses is no part of what it is.
+EXCHANGEABLE = ("strategy", "engine")
+KEPT = ("resume", *EXCHANGEABLE)
+# Refused for every verb: nothing would come of them.
+UNUSED = {
+    "variant": "its components were made with it: set theirs, such as constraint.variant",
+    "output_dir": "a run goes on in its own folder",
+}
+# Refused while training: books or order would be another run's.
+FIXED = {
+    "seed": "the order of the prompts and the seed of every response follow from it",
+    "model.path": "weights and reference are that model's; if its folder has moved, write the new place into config.yaml",
+    "peft": "the checkpoint's adapters were made by it",
+    "controller.drives": "a run keeps its controller",
+    "controller.initial": "the driven number has moved on from where it began",
+}
+
+
+def split(arguments: Sequence[str], valued: Sequence[str]) -> tuple[list[str], list[str]]:
+    """What is for Hydra to compose, and what is for `resumed` to apply: without `resume=` nothing.
+
+    Args:
+        arguments: options first, then overrides.
+        valued: options that take a value.
+    """
+    composed: list[str] = []
+    applied: list[str] = []
+    previous = ""
+    for item in arguments:
+        key = _key(item)
+        for_hydra = item.startswith("-") or previous in valued or key in KEPT or key.startswith("hydra")
+        (composed if for_hydra else applied).append(item)
+        previous = item
+    if any(_key(item) == "resume" and not item.endswith("=null") for item in composed):
+        return composed, applied
+    return list(arguments), []
+
+
+def resumed(cfg: DictConfig, overrides: Sequence[str], *, training: bool = True) -> DictConfig:
+    """The configuration saved in `cfg.resume`, with the values overridden this time.
+
+    Args:
+        cfg: composed with `resume` and, where they are exchanged, `strategy` and `engine`.
+        overrides: this time's, all of them.
+        training: for `fit`; other verbs only measure, and may with other settings.
+
+    Raises:
+        CheckpointError: the folder holds no run.
+        ConfigError: an override names nothing of that run, or what a run cannot change once it has begun.
+    """
+    folder = Path(cfg.resume).expanduser()
+    if not (folder / "config.yaml").is_file() or not (folder / "checkpoints").is_dir():
+        raise CheckpointError(f"resume={folder} holds no run: config.yaml and checkpoints/ must be there")
+    saved = OmegaConf.load(folder / "config.yaml")
+    assert isinstance(saved, DictConfig)
+    _add_newer_settings(saved, cfg)
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    for group in {item.key_or_group for item in parsed} & {*EXCHANGEABLE}:
+        saved[group] = cfg[group]
+    for item in parsed:
+        if item.key_or_group not in KEPT:
+            _check(saved, item, training=training)
+            OmegaConf.update(saved, item.key_or_group, item.value())
+    OmegaConf.resolve(saved)
+    saved.resume = saved.output_dir = str(folder)
+    return saved
+
+
+def _check(saved: DictConfig, item: Override, *, training: bool) -> None:
+    key = item.key_or_group
+    if key in ("experiment", "conf", *groups()):
+        name = "conf" if key == "experiment" else key
+        raise ConfigError(f"a resumed run keeps its components; {name} cannot be set together with resume=")
+    if item.is_sweep_override():
+        raise ConfigError(f"{key} has several values: a run goes on with one of them")
+    found: Any = OmegaConf.select(saved, key, default=KeyError)
+    if found is KeyError or item.is_delete():
+        raise ConfigError(f"the run has no setting {key} to override; {nearest(key, list(leaf_keys(saved)))}")
+    exchanged = OmegaConf.is_dict(found) and ("_target_" in found or key in SECTIONS)
+    if exchanged or key.endswith("_target_"):
+        raise ConfigError(
+            f"a resumed run keeps its components: {key} cannot be exchanged as a whole, only values in it"
+        )
+    for fixed, reason in {**UNUSED, **(FIXED if training else {})}.items():
+        if key == fixed or key.startswith(f"{fixed}."):
+            raise ConfigError(f"{key} cannot be changed in a run that has begun: {reason}")
+    driven = saved.controller.drives if saved.controller else None
+    if driven is not None and f"{driven}.".startswith(f"{key}."):
+        raise ConfigError(
+            f"{driven} is driven by the controller, which sets it before every optimizer step: change the controller's "
+            "settings instead"
+        )
+
+
+def _add_newer_settings(saved: DictConfig, cfg: DictConfig) -> None:
+    """Settings and groups that came after the run was saved, with their defaults, which leave a run as it was."""
+    for key, value in cfg.items():
+        if key not in saved:
+            saved[key] = value
+        elif key in SECTIONS:
+            for name, default in value.items():
+                if name not in saved[key]:
+                    saved[key][name] = default
+
+
+def _key(argument: str) -> str:
+    return argument.partition("=")[0].lstrip("+~")
