@@ -16,6 +16,7 @@ MISBUILT = ("torchvision", "torchaudio", "torchcodec")
 SHAPED = (
     "tests/golden",
     "tests/rollout/test_data_flow.py",
+    "tests/rollout/test_micro_batches.py",
     "tests/rollout/test_packing.py",
     "tests/test_methods.py",
     "tests/test_objective.py",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -14,14 +15,15 @@ from torch.utils.data import DataLoader
 from rlvr_lightning.errors import ConfigError
 from rlvr_lightning.models.source import ModelSource
 from rlvr_lightning.protocols import AdvantageEstimator, RewardShaping, RolloutEngine, Task, TrainedModule, Verifier
+from rlvr_lightning.rollout.balance import balanced
 from rlvr_lightning.rollout.checks import check_fit, check_settings
 from rlvr_lightning.rollout.collector import Collected, Collector
 from rlvr_lightning.rollout.gathering import from_all_ranks
-from rlvr_lightning.rollout.packing import bins_of, pack
+from rlvr_lightning.rollout.micro_batches import Budget, Layout
 from rlvr_lightning.rollout.prompts import PromptSource
 from rlvr_lightning.rollout.refill import StepCut
 from rlvr_lightning.rollout.store import load_buffer, rollout_record, save_buffer, write_records
-from rlvr_lightning.types import Prompt, Rollout, SamplingSpec, TokenBatch
+from rlvr_lightning.types import Prompt, Rollout, Row, SamplingSpec, StepBatch
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +52,8 @@ class RolloutDataModule(L.LightningDataModule):
         generation_batches: with `drop_equal_groups`, at most this many batches of `prompts_per_epoch` prompts are drawn
             until as many groups of unequal rewards are together; 1 leaves their places empty.
         packing: several responses share a row instead of being padded; changes speed and memory, not the result.
+        micro_batch_tokens: in memory at a time, padding included; a longer response is alone.
+        micro_batch_size: responses in memory at a time at most; None for any number.
         eval_samples: k, responses to each held-out problem.
         seed: of prompt order and sampling.
         output_dir: rollouts are written to `rollouts/` in it; None keeps them in memory alone.
@@ -78,6 +82,8 @@ class RolloutDataModule(L.LightningDataModule):
         drop_equal_groups: bool = False,
         generation_batches: int = 1,
         packing: bool = False,
+        micro_batch_tokens: int = 16384,
+        micro_batch_size: int | None = None,
         eval_samples: int = 8,
         seed: int = 0,
         output_dir: Path | None = None,
@@ -91,6 +97,7 @@ class RolloutDataModule(L.LightningDataModule):
         self.drop_equal_groups, self.generation_batches = drop_equal_groups, generation_batches
         self.eval_samples, self.shaping, self.packing = eval_samples, shaping, packing
         self.seed, self.output_dir, self.top_p = seed, output_dir, top_p
+        self.micro_batch_tokens, self.micro_batch_size = micro_batch_tokens, micro_batch_size
         sampling = SamplingSpec(temperature, max_new_tokens, ())
         self.sampling = sampling
         check_settings(self, advantage)
@@ -98,7 +105,7 @@ class RolloutDataModule(L.LightningDataModule):
         self.phase_listeners: list[Callable[[str], None]] = []
         self.report: dict[str, float] = {}
         self.last_rollouts: list[Rollout] = []
-        self._steps: list[TokenBatch] = []
+        self._steps: list[list[Row]] = []
         # Version of the policy the buffer was drawn from, and where in the prompt order it began.
         self._buffer_version, self._cursor, self._next_cursor = -1, 0, 0
         self._collector: Collector | None = None
@@ -120,8 +127,8 @@ class RolloutDataModule(L.LightningDataModule):
         return self.prompts_per_epoch // self.prompts_per_step * self.passes
 
     @property
-    def steps(self) -> list[TokenBatch]:
-        """The optimizer steps of the epoch under way, scored; one pass over them."""
+    def steps(self) -> list[list[Row]]:
+        """This rank's rows of each optimizer step of the epoch under way, scored; one pass over them."""
         return self._steps
 
     @property
@@ -198,7 +205,7 @@ class RolloutDataModule(L.LightningDataModule):
             self.phase("syncing")
             self.engine.sync(self.rlvr_module.policy.full_weights(), self.rlvr_module.policy_version)
 
-    def train_dataloader(self) -> DataLoader[TokenBatch]:
+    def train_dataloader(self) -> DataLoader[StepBatch]:
         """The epoch's optimizer steps. Draws new responses unless the buffer is this policy version's."""
         version = self.rlvr_module.policy_version
         epoch_under_way = 0 <= self._buffer_version < version < self._buffer_version + self.steps_per_epoch
@@ -208,11 +215,13 @@ class RolloutDataModule(L.LightningDataModule):
             self._collect(version)
         self.phase("updating")
         # Lightning goes on counting at the step a resumed epoch stopped at, but reads the loader from its beginning.
-        done, steps = version - self._buffer_version, self._steps * self.passes
+        layout, done = self._layout, version - self._buffer_version
+        steps = [layout.laid_out(layout.cut(rows)) for rows in self._steps] * self.passes
         return DataLoader(cast(Any, steps[done:] + steps[:done]), batch_size=None)
 
     def _collect(self, version: int) -> None:
         assert self._collector is not None
+        assert self.trainer is not None
         self.sync_engine()
         if self._buffer_version != version:
             self._cursor = self._next_cursor
@@ -224,16 +233,16 @@ class RolloutDataModule(L.LightningDataModule):
             drop_equal_groups=self.drop_equal_groups,
         )
         self.phase("scoring")
-        steps = [self._packed(step) for step in drawn.steps] if self.packing else drawn.steps
-        self._steps = [self.rlvr_module.score(step, on_policy=self.steps_per_epoch == 1) for step in steps]
+        score = partial(self.rlvr_module.score, on_policy=self.steps_per_epoch == 1)
+        device = self.trainer.strategy.root_device
+        self._steps = [self._layout.scored(balanced(rows, *self.ranks, device), score) for rows in drawn.steps]
         self._buffer_version, self._next_cursor = version, self._cursor + drawn.batches * self.prompts_per_epoch
         self._keep(drawn)
 
-    def _packed(self, step: TokenBatch) -> TokenBatch:
-        bins = bins_of(step)
-        # Ranks go through their micro-batches in lockstep: all have as many rows, and one at least.
-        most = max(1, *from_all_ranks([len(bins)]))
-        return pack(step, bins + [[]] * (most - len(bins)), int(self.source.tokenizer.pad_token_id))
+    @property
+    def _layout(self) -> Layout:
+        budget = Budget(self.micro_batch_tokens, self.micro_batch_size)
+        return Layout(budget, int(self.source.tokenizer.pad_token_id), self.packing)
 
     def _keep(self, drawn: Collected) -> None:
         assert self.trainer is not None
@@ -242,9 +251,9 @@ class RolloutDataModule(L.LightningDataModule):
         if self.output_dir is None:
             return
         records = [
-            rollout_record(rollout, float(row.sum() / row.ne(0).sum().clamp(min=1)))
+            rollout_record(rollout, float(row.advantages.sum() / row.loss_mask.sum().clamp(min=1)))
             for group, step in zip(drawn.rollouts, drawn.steps, strict=True)
-            for rollout, row in zip(group, step.advantages, strict=True)
+            for rollout, row in zip(group, step, strict=True)
         ]
         records = from_all_ranks(records)
         if self.ranks[0] == 0:
@@ -268,7 +277,7 @@ class RolloutDataModule(L.LightningDataModule):
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Tensors move; prompts are no tensors."""
-        return batch.map(lambda tensor: tensor.to(device)) if isinstance(batch, TokenBatch) else batch
+        return batch.map(lambda tensor: tensor.to(device)) if isinstance(batch, StepBatch) else batch
 
     def evaluate(self, prompts: list[Prompt]) -> list[Rollout]:
         """Graded responses to held-out prompts, `eval_samples` each, with seeds of their own."""

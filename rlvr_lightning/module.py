@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from rlvr_lightning.errors import CheckpointError, ConfigError
+from rlvr_lightning.errors import CheckpointError
 from rlvr_lightning.evaluation.diagnostics import Diagnostics
 from rlvr_lightning.evaluation.held_out import EvaluatedModule
 from rlvr_lightning.methods.aggregators import SequenceMeanTokenMean
@@ -30,7 +30,7 @@ from rlvr_lightning.rollout.gathering import from_all_ranks
 from rlvr_lightning.training.driver import Driver
 from rlvr_lightning.training.optim import OptimSettings
 from rlvr_lightning.training.sharding import shard
-from rlvr_lightning.types import TokenBatch
+from rlvr_lightning.types import StepBatch, TokenBatch
 
 
 class RLVRModule(EvaluatedModule):
@@ -45,7 +45,6 @@ class RLVRModule(EvaluatedModule):
         correction: weighs the surrogate for the gap between engine and trainer; none by default.
         optim: of the optimizer.
         temperature: divides the logits; must be the sampling temperature.
-        micro_batch_size: responses in memory at a time.
         eval_samples: k of avg@k and pass@k: responses to each held-out problem.
         controller: moves one number of one component once an optimizer step; none by default.
 
@@ -63,15 +62,12 @@ class RLVRModule(EvaluatedModule):
         correction: Correction | None = None,
         optim: OptimSettings | None = None,
         temperature: float = 1.0,
-        micro_batch_size: int = 64,
         eval_samples: int = 8,
         controller: Controller | None = None,
     ) -> None:
         super().__init__(eval_samples)
         self.automatic_optimization = False
-        if micro_batch_size < 1:
-            raise ConfigError(f"trainer.micro_batch_size must be at least 1; got {micro_batch_size}")
-        self.source, self.temperature, self.micro_batch_size = source, temperature, micro_batch_size
+        self.source, self.temperature = source, temperature
         self.optim = optim or OptimSettings()
         self.objective = Objective(
             partitioner or SinglePart(),
@@ -100,8 +96,7 @@ class RLVRModule(EvaluatedModule):
         for model in (policy, *self._reference):
             shard(model, self.device_mesh)
         self.policy = policy
-        settings = (self.temperature, self.micro_batch_size)
-        self.scorer = Scorer(policy, next(iter(self._reference), None), self.objective, *settings)
+        self.scorer = Scorer(policy, next(iter(self._reference), None), self.objective, self.temperature)
 
     def configure_optimizers(self) -> Any:
         """AdamW over what is trainable, stepped once an optimizer step."""
@@ -114,25 +109,23 @@ class RLVRModule(EvaluatedModule):
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / warmup))
         return [optimizer], [schedule]
 
-    def training_step(self, batch: TokenBatch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: StepBatch, batch_idx: int) -> Tensor:
         """One optimizer step: plan it, add up its micro-batches' gradients, update."""
-        batch = self._without_idle_rows(batch)
         optimizer = cast(Any, self.optimizers())
         optimizer.zero_grad()
-        micros = list(batch.split(self.micro_batch_size))
-        plan = self.scorer.plan_ahead(batch, Step()) if len(micros) > 1 else None
+        last = len(batch.micros) - 1
+        plans = self.scorer.plan_ahead(batch, Step()) if last else []
         total = torch.zeros((), device=self.device)
-        for index, (rows, micro) in enumerate(micros):
-            with self._gradients_stay_local(index < len(micros) - 1):
+        for index, micro in enumerate(batch.micros):
+            with self._gradients_stay_local(index < last):
                 stats = self.scorer.stats(micro)
-                if plan is None:
-                    plan = self.objective.plan(stats, Step())
-                output = self.objective(stats, plan.rows(rows))
+                plan = plans[index] if plans else self.objective.plan(stats, Step())
+                output = self.objective(stats, plan)
                 # Ranks average their gradients; the loss is a sum over ranks.
                 self.manual_backward(output.loss * self.trainer.world_size)
-            self.diagnostics.observe(stats, output, plan.rows(rows))
+            self.diagnostics.observe(stats, output, plan)
             if self.driver is not None:
-                self.driver.observe(stats, plan.rows(rows))
+                self.driver.observe(stats, plan)
             total += output.loss.detach().to(total.dtype)
         self._update(optimizer)
         if self.driver is not None:
@@ -153,19 +146,10 @@ class RLVRModule(EvaluatedModule):
         cast(Any, self.lr_schedulers()).step()
         self.policy_version += 1
 
-    def _without_idle_rows(self, batch: TokenBatch) -> TokenBatch:
-        """Leave out rows that carry no weight, keeping as many on each rank (collectives go in lockstep)."""
-        busy = batch.loss_mask.any(-1)
-        most = busy.sum()
-        if self.trainer.world_size > 1:
-            torch.distributed.all_reduce(most, op=torch.distributed.ReduceOp.MAX)
-        order = torch.argsort(busy.long(), descending=True, stable=True)[: max(int(most), 1)].sort().values
-        return batch.map(lambda tensor: tensor[order])
-
-    def score(self, batch: TokenBatch, *, on_policy: bool) -> TokenBatch:
+    def score(self, micro: TokenBatch, *, on_policy: bool) -> TokenBatch:
         """Add what the policy (unless the update is on-policy) and the reference say of the tokens."""
         with self.trainer.precision_plugin.forward_context():
-            return self.scorer.score(batch, self.device, on_policy=on_policy)
+            return self.scorer.score(micro, self.device, on_policy=on_policy)
 
     def _gradients_stay_local(self, more_to_come: bool) -> contextlib.AbstractContextManager[Any]:
         block = getattr(self.trainer.strategy, "block_backward_sync", None)

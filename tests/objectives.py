@@ -35,10 +35,11 @@ from rlvr_lightning.methods.partitioners.top_entropy import TopEntropy
 from rlvr_lightning.methods.regularizers.entropy_bonus import EntropyBonus
 from rlvr_lightning.methods.regularizers.kl_cov import KLCov
 from rlvr_lightning.methods.regularizers.lp_reg import LpReg
+from rlvr_lightning.objective.joining import cut, join
 from rlvr_lightning.objective.objective import Objective
 from rlvr_lightning.objective.token_stats import token_stats
 from rlvr_lightning.protocols import Aggregator, ConstraintPolicy, StepContext
-from rlvr_lightning.types import Pass, StepPlan, TokenStats
+from rlvr_lightning.types import Pass, TokenStats
 
 PARTS = ("knowledge", "reasoning")
 LOW, HIGH = {"knowledge": 0.1, "reasoning": 0.4}, {"knowledge": 0.15, "reasoning": 0.5}
@@ -195,7 +196,7 @@ def stats_of(objective: Objective, case: Case) -> TokenStats:
 
 
 def loss_of(objective: Objective, case: Case, cuts: Sequence[slice], step: StepContext) -> Tensor:
-    """The sum of the micro-batches' losses, planned as one step."""
-    plan: StepPlan = objective.plan(stats_of(objective, case), step)
-    pieces = [objective(stats_of(objective, rows_of(case, rows)), plan.rows(rows)).loss for rows in cuts]
-    return torch.stack(pieces).sum()
+    """The sum of the micro-batches' losses, planned as one step as `Scorer.plan_ahead` does."""
+    micros = [stats_of(objective, rows_of(case, rows)) for rows in cuts]
+    plans = cut(objective.plan(join(micros), step), micros)
+    return torch.stack([objective(*pair).loss for pair in zip(micros, plans, strict=True)]).sum()

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from rlvr_lightning.methods.partitioners.entropy_quantile import EntropyQuantile
 from rlvr_lightning.methods.partitioners.single import SinglePart
 from rlvr_lightning.methods.regularizers.kl_cov import KLCov
 from rlvr_lightning.methods.regularizers.lp_reg import LpReg
+from rlvr_lightning.objective.joining import cut, join
 from rlvr_lightning.objective.objective import LossOutput, Objective
 from rlvr_lightning.objective.step import Step
 from rlvr_lightning.objective.token_stats import token_stats
@@ -94,13 +96,10 @@ def rows_of(stats: TokenStats, rows: slice) -> TokenStats:
 
 def observed(built: Objective, stats: TokenStats, cuts: Sequence[int]) -> Diagnostics:
     """What was seen of the rows in micro-batches that end at `cuts`."""
-    diagnostics, plan = Diagnostics(built), built.plan(stats, Step())
-    start = 0
-    for stop in cuts:
-        rows = slice(start, stop)
-        micro = rows_of(stats, rows)
-        diagnostics.observe(micro, built(micro, plan.rows(rows)), plan.rows(rows))
-        start = stop
+    diagnostics = Diagnostics(built)
+    micros = [rows_of(stats, slice(*ends)) for ends in pairwise([0, *cuts])]
+    for micro, plan in zip(micros, cut(built.plan(join(micros), Step()), micros), strict=True):
+        diagnostics.observe(micro, built(micro, plan), plan)
     return diagnostics
 
 

@@ -177,7 +177,8 @@ def micro_batches() -> list[tuple[TokenStats, StepPlan]]:
     cut = []
     for rows in (slice(0, 2), slice(2, 3), slice(3, 6)):
         micro = replace(stats, loss_mask=mask[rows], statistics={"entropy": entropy[rows]})
-        cut.append((micro, plan.rows(rows)))
+        own = {name: chosen[rows] for name, chosen in masks.items()}
+        cut.append((micro, replace(plan, part_ids=part[rows], masks=own)))
     return cut
 
 

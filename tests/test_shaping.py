@@ -16,7 +16,7 @@ from rlvr_lightning.errors import ConfigError
 from rlvr_lightning.methods.advantages.group_relative import GroupRelative
 from rlvr_lightning.methods.shaping.overlong import OverlongPenalty
 from rlvr_lightning.models.source import ModelSource
-from rlvr_lightning.rollout.batching import make_batch
+from rlvr_lightning.rollout.batching import make_rows
 from rlvr_lightning.types import Generation, Problem, Prompt, Rollout, Verdict
 
 
@@ -51,12 +51,12 @@ def test_advantages_are_made_of_the_shaped_rewards_and_groups_dropped_by_the_raw
     shaping = OverlongPenalty(buffer=5, max_length=20)
     plain = GroupRelative(normalize=False)
     for drop in (False, True):
-        batch = make_batch([*first, *equal], 4, plain, 0, 0, drop_equal_groups=drop, shaping=shaping)
+        rows = make_rows([*first, *equal], 4, plain, 0, drop_equal_groups=drop, shaping=shaping)
         mean = (1.0 + 0.8 - 1.0) / 3
         expected = [1.0 - mean, 0.8 - mean, -1.0 - mean, 0.0]
         expected += [0.0] * 4 if drop else [0.5, 0.5, -0.5, -0.5]
-        assert batch.advantages[:, 0].tolist() == pytest.approx(expected)
-        assert batch.loss_mask.any(-1).tolist() == [True, True, True, False, *[not drop] * 4]
+        assert [float(row.advantages[-1]) for row in rows] == pytest.approx(expected)
+        assert [bool(row.loss_mask.any()) for row in rows] == [True, True, True, False, *[not drop] * 4]
 
 
 def test_a_run_learns_from_and_logs_the_shaped_rewards(tmp_path: Path) -> None:

@@ -128,7 +128,7 @@ def test_micro_batches_change_nothing(variant: str, tmp_path: Path) -> None:
 def test_on_policy_needs_no_second_pass_and_has_ratio_one(tmp_path: Path) -> None:
     run = fit(tmp_path, "conf=lp_reg", "regularizer.lp_reg.quantile=0.2")
     assert run.data.steps_per_epoch == 1
-    assert all(step.old_logprobs is None and step.ref_logprobs is None for step in run.data.steps)
+    assert all(row.old_logprobs is None and row.ref_logprobs is None for step in run.data.steps for row in step)
     assert logged(tmp_path, "policy/ratio") == [1.0, 1.0]
     assert logged(tmp_path, "policy/tokens_in/lp_reg")[0] > 0
     assert run.module.policy_version == 2

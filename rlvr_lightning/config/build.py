@@ -117,6 +117,8 @@ def build_data(cfg: DictConfig, source: ModelSource, engine: Any) -> RolloutData
         seed=cfg.seed,
         output_dir=Path(cfg.output_dir),
         shaping=component(cfg, "shaping") if cfg.shaping else None,
+        micro_batch_tokens=cfg.trainer.micro_batch_tokens,
+        micro_batch_size=cfg.trainer.micro_batch_size,
         **settings,
     )
 
@@ -134,7 +136,6 @@ def build_module(cfg: DictConfig, source: ModelSource) -> RLVRModule:
             cfg.optim.lr, cfg.optim.weight_decay, tuple(cfg.optim.betas), cfg.optim.warmup_steps, cfg.optim.grad_clip
         ),
         temperature=cfg.rollout.temperature,
-        micro_batch_size=cfg.trainer.micro_batch_size,
         eval_samples=cfg.rollout.eval_samples,
         controller=component(cfg, "controller") if cfg.controller else None,
     )

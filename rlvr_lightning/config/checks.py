@@ -14,7 +14,7 @@ from rlvr_lightning.protocols.rollouts import Judge
 
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", list: "a list"}
 # Null by default, but not of every kind.
-OPTIONAL: dict[str, type] = {"rollout.prompts_per_step": int}
+OPTIONAL: dict[str, type] = {"rollout.prompts_per_step": int, "trainer.micro_batch_size": int}
 
 
 def check_kinds(cfg: DictConfig) -> None:

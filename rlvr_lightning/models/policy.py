@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from rlvr_lightning.objective.token_stats import Statistics, token_stats
@@ -55,20 +55,15 @@ class Policy(nn.Module):
         self, batch: TokenBatch, temperature: float, statistics: Sequence[VocabStatistic] = ()
     ) -> tuple[Float[Tensor, "B T"], Statistics]:
         """Log-probabilities of the response tokens that carry weight, and the statistics [nats]."""
-        if batch.segments is None:
-            positions, mask = (batch.attention_mask.cumsum(-1) - 1).clamp(min=0), batch.attention_mask
-        else:
-            # Without a mask, transformers reads from positions that begin anew where one response must not see another.
-            positions, mask = packed_positions(batch), None
+        # Padding comes after what is real, so that causal attention needs no mask for it. Packed responses are told apart
+        # by their positions.
         hidden = self.causal_lm.get_decoder()(
-            input_ids=batch.input_ids, attention_mask=mask, position_ids=positions, use_cache=False
+            input_ids=batch.input_ids, attention_mask=None, position_ids=positions(batch), use_cache=False
         ).last_hidden_state
-        length = batch.loss_mask.shape[1]
-        # The state before a token scores it.
-        scoring = hidden[:, -length - 1 : -1]
         head = self.causal_lm.get_output_embeddings()
+        # The state before a token scores it.
         return token_stats(
-            scoring, batch.response_ids, batch.loss_mask, head, temperature, statistics, batch.old_statistics
+            hidden[:, :-1], batch.targets, batch.loss_mask, head, temperature, statistics, batch.old_statistics
         )
 
     @contextlib.contextmanager
@@ -94,12 +89,13 @@ class Policy(nn.Module):
             yield name.replace(".base_layer.", "."), weight
 
 
-def packed_positions(batch: TokenBatch) -> Tensor:
-    """Position of each column [B, L] within its response: they begin anew with each."""
-    assert batch.segments is not None
+def positions(batch: TokenBatch) -> Int[Tensor, "B L"]:
+    """Position of each column within its response: packed, they begin anew with each."""
+    columns = torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device).expand_as(batch.input_ids)
+    if batch.segments is None:
+        return columns
     # The first column belongs to the same response as the second: a prompt and a response have a token each at least.
     segments = torch.cat([batch.segments[:, :1], batch.segments], dim=1)
-    columns = torch.arange(segments.shape[1], device=segments.device).expand_as(segments)
     begins = torch.ones_like(segments, dtype=torch.bool)
     begins[:, 1:] = segments[:, 1:] != segments[:, :-1]
     return columns - torch.where(begins, columns, 0).cummax(-1).values

@@ -7,9 +7,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from rlvr_lightning.objective.joining import cut, join
 from rlvr_lightning.objective.objective import Objective
 from rlvr_lightning.protocols import PolicyModel, StepContext, VocabStatistic
-from rlvr_lightning.types import Pass, StepPlan, TokenBatch, TokenStats
+from rlvr_lightning.types import Pass, StepBatch, StepPlan, TokenBatch, TokenStats
 
 
 class Scorer:
@@ -20,7 +21,6 @@ class Scorer:
         reference: frozen, or None where adapters are switched off instead (or nobody needs it).
         objective: says what is required.
         temperature: divides the logits.
-        micro_batch_size: responses in memory at a time.
     """
 
     def __init__(
@@ -29,10 +29,8 @@ class Scorer:
         reference: PolicyModel | None,
         objective: Objective,
         temperature: float,
-        micro_batch_size: int,
     ) -> None:
-        self.policy, self.reference, self.objective = policy, reference, objective
-        self.temperature, self.micro_batch_size = temperature, micro_batch_size
+        self.policy, self.reference, self.objective, self.temperature = policy, reference, objective, temperature
 
     def stats(self, micro: TokenBatch) -> TokenStats:
         """The current policy's statistics with a gradient; on-policy they are the old ones too."""
@@ -40,22 +38,14 @@ class Scorer:
         logprobs, statistics = self.policy(micro, self.temperature, self._required(which))
         return self._assemble(micro, logprobs, statistics)
 
-    def plan_ahead(self, batch: TokenBatch, step: StepContext) -> StepPlan:
-        """The plan of a step of several micro-batches, with a pass of its own only where a component needs one."""
-        on_policy = batch.old_logprobs is None
-        if self.objective.plans_on == "update" or (self.objective.plans_on == "rollout" and on_policy):
-            logprobs, statistics = self._forward(
-                self.policy, batch, self._required("on_policy" if on_policy else "update")
-            )
-        elif batch.old_logprobs is not None:
-            logprobs, statistics = batch.old_logprobs, batch.old_statistics
-        else:  # nobody reads them
-            logprobs, statistics = torch.zeros_like(batch.rollout_logprobs), {}
-        return self.objective.plan(self._assemble(batch, logprobs, statistics), step)
+    def plan_ahead(self, batch: StepBatch, step: StepContext) -> list[StepPlan]:
+        """The plan of each of several micro-batches, with a pass of its own only where a component needs one."""
+        before = [self._before(micro) for micro in batch.micros]
+        return cut(self.objective.plan(join(before), step), before)
 
-    def score(self, batch: TokenBatch, device: torch.device, *, on_policy: bool) -> TokenBatch:
+    def score(self, micro: TokenBatch, device: torch.device, *, on_policy: bool) -> TokenBatch:
         """Add old and reference log-probabilities [nats] where they are needed; the result stays on the CPU."""
-        there = batch.map(lambda tensor: tensor.to(device))
+        there = micro.map(lambda tensor: tensor.to(device))
         if not on_policy:
             old_logprobs, old_statistics = self._forward(self.policy, there, self._required("rollout"))
             there = replace(there, old_logprobs=old_logprobs, old_statistics=old_statistics)
@@ -66,6 +56,19 @@ class Scorer:
                 there = replace(there, ref_logprobs=self._forward(self.policy, there)[0])
         return there.map(lambda tensor: tensor.cpu())
 
+    def _before(self, micro: TokenBatch) -> TokenStats:
+        """What is known of a micro-batch before its own pass."""
+        on_policy = micro.old_logprobs is None
+        if self.objective.plans_on == "update" or (self.objective.plans_on == "rollout" and on_policy):
+            logprobs, statistics = self._forward(
+                self.policy, micro, self._required("on_policy" if on_policy else "update")
+            )
+        elif micro.old_logprobs is not None:
+            logprobs, statistics = micro.old_logprobs, micro.old_statistics
+        else:  # nobody reads them
+            logprobs, statistics = torch.zeros_like(micro.rollout_logprobs), {}
+        return self._assemble(micro, logprobs, statistics)
+
     def _required(self, which: Pass) -> tuple[VocabStatistic, ...]:
         return tuple(statistic for statistic in self.objective.requires if which in statistic.passes)
 
@@ -73,9 +76,7 @@ class Scorer:
     def _forward(
         self, policy: PolicyModel, batch: TokenBatch, statistics: tuple[VocabStatistic, ...] = ()
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        parts = [policy(micro, self.temperature, statistics) for _, micro in batch.split(self.micro_batch_size)]
-        named = {name: torch.cat([part[1][name] for part in parts]) for name in parts[0][1]}
-        return torch.cat([part[0] for part in parts]), named
+        return policy(batch, self.temperature, statistics)
 
     @staticmethod
     def _assemble(batch: TokenBatch, logprobs: Tensor, statistics: dict[str, Tensor]) -> TokenStats:

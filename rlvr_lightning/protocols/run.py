@@ -73,7 +73,7 @@ class TrainedModule(Protocol):
     temperature: float
     objective: Any
 
-    def score(self, batch: TokenBatch, *, on_policy: bool) -> TokenBatch:
+    def score(self, micro: TokenBatch, *, on_policy: bool) -> TokenBatch:
         """Add what policy and reference say of the tokens."""
         ...
 

@@ -1,17 +1,19 @@
-"""From graded rollouts to the padded tensors of an optimizer step."""
+"""From graded rollouts to rows, and from rows to micro-batches and back."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from rlvr_lightning.protocols import AdvantageEstimator, RewardShaping
 from rlvr_lightning.rollout.prompts import derived_seed
-from rlvr_lightning.types import Rollout, TokenBatch
+from rlvr_lightning.types import Rollout, Row, TokenBatch
 
 
 def is_usable(rollout: Rollout) -> bool:
@@ -42,46 +44,97 @@ def shaped_rewards(
     return shaping(rewards, torch.tensor([len(r.generation.token_ids) for r in rollouts]).view_as(rewards))
 
 
-def make_batch(
+def make_rows(
     rollouts: Sequence[Rollout],
     group_size: int,
     advantage: AdvantageEstimator,
-    pad_token_id: int,
     seed: int,
     *,
     drop_equal_groups: bool,
     shaping: RewardShaping | None = None,
-) -> TokenBatch:
-    """The rows of whole groups.
+) -> list[Row]:
+    """The rows of whole groups, in their order.
 
     Args:
         rollouts: group after group.
         group_size: responses a prompt.
         advantage: rewards to advantages.
-        pad_token_id: what fills the padding.
         seed: of the run, for each token's random number.
         drop_equal_groups: groups of equal rewards (the verifier's) carry no weight, not even in the denominators.
         shaping: of the rewards, before the advantage.
     """
     rewards, valid = rewards_of(rollouts, group_size)
-    advantages = advantage(shaped_rewards(rewards, rollouts, shaping), valid)
+    advantages = advantage(shaped_rewards(rewards, rollouts, shaping), valid).flatten()
     carries = valid & ~equal_groups(rewards, valid).unsqueeze(-1) if drop_equal_groups else valid
-    prompt_width = max(len(r.prompt.token_ids) for r in rollouts)
-    width = max(len(r.generation.token_ids) for r in rollouts)
-    rows = len(rollouts)
-    input_ids = torch.full((rows, prompt_width + width), pad_token_id)
-    attention_mask = torch.zeros(rows, prompt_width + width, dtype=torch.long)
-    loss_mask = torch.zeros(rows, width, dtype=torch.bool)
-    rollout_logprobs, noise = torch.zeros(rows, width), torch.zeros(rows, width)
-    for row, rollout in enumerate(rollouts):
-        prompt, response = rollout.prompt.token_ids, rollout.generation.token_ids
-        start, end = prompt_width - len(prompt), prompt_width + len(response)
-        input_ids[row, start:end] = torch.tensor(prompt + response)
-        attention_mask[row, start:end] = 1
-        generator = torch.Generator().manual_seed(derived_seed(seed, "noise", rollout.prompt.index, rollout.sample))
-        noise[row, : len(response)] = torch.rand(len(response), generator=generator)
-        if carries.view(-1)[row]:
-            loss_mask[row, : len(response)] = True
-            rollout_logprobs[row, : len(response)] = torch.tensor(rollout.generation.logprobs)
-    spread = advantages.reshape(-1, 1) * loss_mask
-    return TokenBatch(input_ids, attention_mask, loss_mask, spread, rollout_logprobs, noise=noise)
+    rows = zip(rollouts, advantages, carries.flatten().tolist(), strict=True)
+    return [_row(rollout, value, seed, weight=weight) for rollout, value, weight in rows]
+
+
+def _row(rollout: Rollout, advantage: Tensor, seed: int, *, weight: bool) -> Row:
+    prompt, response = rollout.prompt.token_ids, rollout.generation.token_ids
+    before, scored = len(prompt) - 1, len(prompt) - 1 + len(response)
+    loss_mask = torch.zeros(scored, dtype=torch.bool)
+    rollout_logprobs, noise = torch.zeros(scored), torch.zeros(scored)
+    generator = torch.Generator().manual_seed(derived_seed(seed, "noise", rollout.prompt.index, rollout.sample))
+    noise[before:] = torch.rand(len(response), generator=generator)
+    if weight:
+        loss_mask[before:] = True
+        rollout_logprobs[before:] = torch.tensor(rollout.generation.logprobs)
+    ids, advantages = torch.tensor(prompt + response), advantage * loss_mask
+    return Row(rollout.prompt.index, rollout.sample, ids, loss_mask, advantages, rollout_logprobs, noise)
+
+
+def collate(rows: Sequence[Row], pad_token_id: int, *, packed: bool) -> TokenBatch:
+    """A micro-batch.
+
+    Args:
+        rows: all of them scored, or none; without any, the batch is a row of two tokens that carry no weight.
+        pad_token_id: what fills the padding.
+        packed: one after another in a single row, instead of side by side and padded on the right.
+    """
+    if not rows:
+        none = torch.zeros(1, 1)
+        return TokenBatch(torch.full((1, 2), pad_token_id), none.bool(), none, none, none)
+
+    def laid_out(tensors: list[Tensor], fill: int) -> Tensor:
+        return torch.cat(tensors)[None] if packed else pad_sequence(tensors, batch_first=True, padding_value=fill)
+
+    def scored(tensors: list[Tensor]) -> Tensor:
+        # An entry for each response's first token too: nothing scores it, but packed it lies between two responses.
+        return laid_out([torch.cat([tensor.new_zeros(1, *tensor.shape[1:]), tensor]) for tensor in tensors], 0)[:, 1:]
+
+    def optional(tensors: list[Tensor | None]) -> Tensor | None:
+        held = [tensor for tensor in tensors if tensor is not None]
+        assert len(held) in (0, len(rows)), "rows of one step are scored alike"
+        return scored(held) if held else None
+
+    segments = [torch.full((len(row),), segment) for segment, row in enumerate(rows)]
+    return TokenBatch(
+        laid_out([row.token_ids for row in rows], pad_token_id),
+        scored([row.loss_mask for row in rows]),
+        scored([row.advantages for row in rows]),
+        scored([row.rollout_logprobs for row in rows]),
+        scored([row.noise for row in rows]),
+        optional([row.old_logprobs for row in rows]),
+        optional([row.ref_logprobs for row in rows]),
+        {name: scored([row.old_statistics[name] for row in rows]) for name in rows[0].old_statistics},
+        laid_out(segments, 0)[:, 1:] if packed else None,
+    )
+
+
+def scored_rows(batch: TokenBatch, rows: Sequence[Row]) -> list[Row]:
+    """The rows a micro-batch was made of, with what scoring has added to it."""
+    found, start = [], 0
+    for place, row in enumerate(rows):
+        own = (place, slice(0, len(row) - 1)) if batch.segments is None else (0, slice(start, start + len(row) - 1))
+        start += len(row)
+        # Copies: a view would keep the whole micro-batch in memory, and be written to disk with it.
+        found.append(
+            replace(
+                row,
+                old_logprobs=None if batch.old_logprobs is None else batch.old_logprobs[own].clone(),
+                ref_logprobs=None if batch.ref_logprobs is None else batch.ref_logprobs[own].clone(),
+                old_statistics={name: values[own].clone() for name, values in batch.old_statistics.items()},
+            )
+        )
+    return found

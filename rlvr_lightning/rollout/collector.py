@@ -14,10 +14,10 @@ from rlvr_lightning.errors import RolloutError
 from rlvr_lightning.models.source import ModelSource
 from rlvr_lightning.objective.step import Step
 from rlvr_lightning.protocols import AdvantageEstimator, RewardShaping, RolloutEngine, Verifier
-from rlvr_lightning.rollout.batching import equal_groups, is_usable, make_batch, rewards_of, shaped_rewards
+from rlvr_lightning.rollout.batching import equal_groups, is_usable, make_rows, rewards_of, shaped_rewards
 from rlvr_lightning.rollout.prompts import PromptSource, derived_seed
 from rlvr_lightning.rollout.refill import Group, StepCut, refill
-from rlvr_lightning.types import GenerationRequest, Prompt, Rollout, SamplingSpec, TokenBatch
+from rlvr_lightning.types import GenerationRequest, Prompt, Rollout, Row, SamplingSpec
 from rlvr_lightning.verifiers.grading import grade
 
 Phase = Callable[[str], None]
@@ -64,13 +64,13 @@ class Collected:
 
     Args:
         rollouts: of each optimizer step, group after group.
-        steps: their tensors.
+        steps: their rows, in the same order.
         report: of all responses drawn: of the groups learned from alone, the mean reward would hardly ever change.
         batches: batches of prompts drawn.
     """
 
     rollouts: list[list[Rollout]]
-    steps: list[TokenBatch]
+    steps: list[list[Row]]
     report: RolloutReport
     batches: int
 
@@ -160,11 +160,10 @@ class Collector:
         second = start + cut.per_epoch
         report.add("refilled", sum(group[0].prompt.index >= second for group in chain.from_iterable(of_steps)))
         steps = [
-            make_batch(
+            make_rows(
                 of_step,
                 self.group_size,
                 self.advantage,
-                int(self.source.tokenizer.pad_token_id),
                 self.seed,
                 drop_equal_groups=drop_equal_groups,
                 shaping=self.shaping,

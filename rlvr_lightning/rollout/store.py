@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from rlvr_lightning.errors import CheckpointError
-from rlvr_lightning.types import Rollout, TokenBatch
+from rlvr_lightning.types import Rollout, Row
 
 
 def rollout_record(rollout: Rollout, advantage: float) -> dict[str, Any]:
@@ -48,17 +48,17 @@ def write_records(path: Path, records: Sequence[dict[str, Any]]) -> None:
     partial.replace(path)
 
 
-def save_buffer(path: Path, steps: Sequence[TokenBatch], report: dict[str, float], policy_version: int) -> None:
-    """Keep an epoch's tensors and report, replacing the last epoch's."""
+def save_buffer(path: Path, steps: Sequence[Sequence[Row]], report: dict[str, float], policy_version: int) -> None:
+    """Keep an epoch's rows and report, replacing the last epoch's."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    tensors = [{item.name: getattr(step, item.name) for item in fields(step)} for step in steps]
+    tensors = [[{item.name: getattr(row, item.name) for item in fields(row)} for row in step] for step in steps]
     torch.save({"policy_version": policy_version, "report": report, "steps": tensors}, partial)
     partial.replace(path)
 
 
-def load_buffer(path: Path, policy_version: int) -> tuple[list[TokenBatch], dict[str, float]]:
-    """The tensors and the report of the epoch that began at `policy_version`.
+def load_buffer(path: Path, policy_version: int) -> tuple[list[list[Row]], dict[str, float]]:
+    """The rows and the report of the epoch that began at `policy_version`.
 
     Raises:
         CheckpointError: they are not there, or are another epoch's.
@@ -71,4 +71,4 @@ def load_buffer(path: Path, policy_version: int) -> tuple[list[TokenBatch], dict
             f"cannot resume in the middle of an epoch: {path} holds the rollouts of policy version "
             f"{held['policy_version']}, the checkpoint needs {policy_version}"
         )
-    return [TokenBatch(**tensors) for tensors in held["steps"]], held["report"]
+    return [[Row(**tensors) for tensors in step] for step in held["steps"]], held["report"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ import torch
 from rlvr_lightning.errors import CheckpointError, DataError
 from rlvr_lightning.methods.advantages.group_relative import GroupRelative
 from rlvr_lightning.models.source import ModelSource
-from rlvr_lightning.rollout.batching import make_batch
+from rlvr_lightning.rollout.batching import collate, make_rows, scored_rows
 from rlvr_lightning.rollout.prompts import PromptSource, derived_seed, tokenize
 from rlvr_lightning.rollout.store import load_buffer, rollout_record, save_buffer, write_records
 from rlvr_lightning.types import Generation, Problem, Prompt, Rollout, Verdict
@@ -70,53 +70,93 @@ def test_seeds_differ_by_every_part() -> None:
     assert all(0 <= seed < 2**31 for seed in seeds)
 
 
-def test_batch_pads_prompts_left_and_responses_right() -> None:
+def test_rows_begin_at_the_first_column_and_are_padded_on_the_right() -> None:
     rollouts = [
         rollout((2, 5), (7, 8, 1), 1.0),
         rollout((2, 5), (7, 1), 0.0, -0.25),
         rollout((2, 5, 6), (9, 9), 1.0),
         rollout((2, 5, 6), (9, 1), 1.0),
     ]
-    batch = make_batch(rollouts, 2, GroupRelative(), 0, 0, drop_equal_groups=False)
-    assert batch.input_ids.tolist() == [
-        [0, 2, 5, 7, 8, 1],
-        [0, 2, 5, 7, 1, 0],
-        [2, 5, 6, 9, 9, 0],
-        [2, 5, 6, 9, 1, 0],
-    ]
-    assert batch.attention_mask[1].tolist() == [0, 1, 1, 1, 1, 0]
-    assert batch.response_ids[1].tolist() == [7, 1, 0]
-    assert batch.loss_mask.tolist() == [[True] * 3, [True, True, False], [True, True, False], [True, True, False]]
+    rows = make_rows(rollouts, 2, GroupRelative(), 0, drop_equal_groups=False)
+    batch = collate(rows, 99, packed=False)
+    assert batch.input_ids.tolist() == [[2, 5, 7, 8, 1], [2, 5, 7, 1, 99], [2, 5, 6, 9, 9], [2, 5, 6, 9, 1]]
+    assert batch.targets[1].tolist() == [5, 7, 1, 99]
+    # Each stands one column before its token, where the state that scores it is.
+    assert batch.loss_mask.int().tolist() == [[0, 1, 1, 1], [0, 1, 1, 0], [0, 0, 1, 1], [0, 0, 1, 1]]
     advantage = 0.5 / (math.sqrt(0.5) + 1e-6)
-    torch.testing.assert_close(batch.advantages[:2], torch.tensor([[advantage] * 3, [-advantage, -advantage, 0.0]]))
+    expected = torch.tensor([[0.0, *[advantage] * 3], [0.0, -advantage, -advantage, 0.0]])
+    torch.testing.assert_close(batch.advantages[:2], expected)
     assert batch.advantages[2:].abs().max() == 0
-    assert batch.rollout_logprobs[1].tolist() == [-0.25, -0.25, 0.0]
+    assert batch.rollout_logprobs[1].tolist() == [0.0, -0.25, -0.25, 0.0]
+    assert batch.segments is None
+
+
+def test_packed_rows_lie_one_after_another() -> None:
+    rollouts = [rollout((2, 5), (7, 8, 1), 1.0), rollout((3,), (9, 1), 0.0, -0.25)]
+    rows = make_rows(rollouts, 2, GroupRelative(), 0, drop_equal_groups=False)
+    batch = collate(rows, 99, packed=True)
+    assert batch.input_ids.tolist() == [[2, 5, 7, 8, 1, 3, 9, 1]]
+    assert batch.loss_mask.int().tolist() == [[0, 1, 1, 1, 0, 1, 1]]
+    assert batch.segments is not None
+    assert batch.segments.tolist() == [[0, 0, 0, 0, 1, 1, 1]]
+    assert batch.rollout_logprobs.tolist() == [[0.0, -0.5, -0.5, -0.5, 0.0, -0.25, -0.25]]
+    for mine, (begin, end) in zip(rows, ((0, 4), (5, 7)), strict=True):
+        assert torch.equal(batch.noise[0, begin:end], mine.noise)
+        assert torch.equal(batch.advantages[0, begin:end], mine.advantages)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_what_scoring_adds_comes_back_to_its_row(packed: bool) -> None:
+    rollouts = [rollout((2, 5), (7, 8, 1), 1.0), rollout((3,), (9, 1), 0.0)]
+    rows = make_rows(rollouts, 2, GroupRelative(), 0, drop_equal_groups=False)
+    batch = collate(rows, 0, packed=packed)
+    marks = batch.targets.float()
+    scored = replace(batch, old_logprobs=-marks, old_statistics={"pair": torch.stack([marks, marks / 2], -1)})
+    found = scored_rows(scored, rows)
+    for before, after in zip(rows, found, strict=True):
+        targets = before.token_ids[1:].float()
+        assert after.old_logprobs is not None
+        assert torch.equal(after.old_logprobs, -targets)
+        assert torch.equal(after.old_statistics["pair"], torch.stack([targets, targets / 2], -1))
+        assert after.ref_logprobs is None
+        assert after.old_logprobs.untyped_storage().nbytes() == 4 * len(targets)
+    again = collate(found, 0, packed=packed)
+    assert again.old_logprobs is not None
+    assert torch.equal(again.old_logprobs[again.loss_mask], -marks[again.loss_mask])
+    assert again.old_statistics["pair"].shape == (*again.loss_mask.shape, 2)
+
+
+def test_a_micro_batch_without_rows_carries_no_weight() -> None:
+    batch = collate([], 7, packed=True)
+    assert batch.input_ids.tolist() == [[7, 7]]
+    assert not batch.loss_mask.any()
 
 
 def test_what_carries_no_weight() -> None:
     rows = [rollout((2,), (7, 1), reward) for reward in (1.0, 0.0, None)]
     rows.append(rollout((2,), (7, 1), 1.0, logprob=-math.inf))
     rows += [rollout((2,), (7, 1), 1.0)] * 4
-    kept = make_batch(rows, 4, GroupRelative(), 0, 0, drop_equal_groups=False)
+    kept = make_rows(rows, 4, GroupRelative(), 0, drop_equal_groups=False)
     # No verdict and a non-finite log-probability drop the response; its group goes on without it.
-    assert kept.loss_mask.any(-1).tolist() == [True, True, False, False, True, True, True, True]
-    assert kept.rollout_logprobs.isfinite().all()
+    assert [bool(row.loss_mask.any()) for row in kept] == [True, True, False, False, True, True, True, True]
+    assert all(row.rollout_logprobs.isfinite().all() for row in kept)
     advantage = 0.5 / (math.sqrt(0.5) + 1e-6)
-    assert kept.advantages[:2, 0].tolist() == pytest.approx([advantage, -advantage])
-    dropped = make_batch(rows, 4, GroupRelative(), 0, 0, drop_equal_groups=True)
-    assert dropped.loss_mask.any(-1).tolist() == [True, True] + [False] * 6
+    assert [float(row.advantages[-1]) for row in kept[:2]] == pytest.approx([advantage, -advantage])
+    dropped = make_rows(rows, 4, GroupRelative(), 0, drop_equal_groups=True)
+    assert [bool(row.loss_mask.any()) for row in dropped] == [True, True] + [False] * 6
 
 
 def test_buffer_comes_back_as_it_was(tmp_path: Path) -> None:
-    batch = make_batch(
-        [rollout((2,), (7, 1), 1.0), rollout((2,), (8, 1), 0.0)], 2, GroupRelative(), 0, 0, drop_equal_groups=True
+    rows = make_rows(
+        [rollout((2,), (7, 1), 1.0), rollout((2,), (8, 1), 0.0)], 2, GroupRelative(), 0, drop_equal_groups=True
     )
-    save_buffer(tmp_path / "b.pt", [batch], {"reward/mean": 0.5}, 6)
+    save_buffer(tmp_path / "b.pt", [rows], {"reward/mean": 0.5}, 6)
     (loaded,), report = load_buffer(tmp_path / "b.pt", 6)
     assert report == {"reward/mean": 0.5}
-    for item in fields(batch):
-        mine, theirs = getattr(batch, item.name), getattr(loaded, item.name)
-        assert torch.equal(mine, theirs) if isinstance(mine, torch.Tensor) else mine == theirs
+    for row, again in zip(rows, loaded, strict=True):
+        for item in fields(row):
+            mine, theirs = getattr(row, item.name), getattr(again, item.name)
+            assert torch.equal(mine, theirs) if isinstance(mine, torch.Tensor) else mine == theirs
     with pytest.raises(CheckpointError, match="holds the rollouts of policy version 6, the checkpoint needs 4"):
         load_buffer(tmp_path / "b.pt", 4)
     with pytest.raises(CheckpointError, match="is missing"):

@@ -1,0 +1,113 @@
+"""Which rows share a micro-batch: as many tokens as the budget allows, on every rank in equal number.
+
+What is computed is a micro-batch's tokens with their padding. Padded, rows of similar length lie together; packed, there
+is no padding, and the micro-batches are of equal size as nearly as may be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from rlvr_lightning.rollout.batching import collate, scored_rows
+from rlvr_lightning.rollout.gathering import from_all_ranks
+from rlvr_lightning.types import Row, StepBatch, TokenBatch
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What is in memory at a time.
+
+    Args:
+        tokens: of a micro-batch, its padding included; a longer row has a micro-batch of its own.
+        rows: responses in it at most; None for any number.
+    """
+
+    tokens: int
+    rows: int | None = None
+
+    def fits(self, rows: int, tokens: int) -> bool:
+        """Whether so much may be in memory; one row always may."""
+        return rows <= 1 or (tokens <= self.tokens and (self.rows is None or rows <= self.rows))
+
+
+def sorted_by_length(lengths: Sequence[int], budget: Budget, least: int = 1) -> list[list[int]]:
+    """Rows side by side, padded to the longest of their micro-batch: the longest first, each micro-batch filled up.
+
+    Returns:
+        The places in `lengths` of each micro-batch's rows; those that are missing to `least` are empty.
+    """
+    micros: list[list[int]] = []
+    for place in sorted(range(len(lengths)), key=lambda place: (-lengths[place], place)):
+        if not micros or not budget.fits(len(micros[-1]) + 1, (len(micros[-1]) + 1) * lengths[micros[-1][0]]):
+            micros.append([])
+        micros[-1].append(place)
+    return micros + [[]] * (least - len(micros))
+
+
+def bins(lengths: Sequence[int], budget: Budget, least: int = 1) -> list[list[int]]:
+    """Rows one after another: in as few micro-batches as hold them, `least` at least, and evenly.
+
+    Returns:
+        The places in `lengths` of each micro-batch's rows; where there are too few, some are empty.
+    """
+    number = max(least, -(-sum(lengths) // budget.tokens))
+    if budget.rows is not None:
+        number = max(number, -(-len(lengths) // budget.rows))
+    while (found := _spread(lengths, budget, number)) is None:
+        number += 1
+    return found
+
+
+def _spread(lengths: Sequence[int], budget: Budget, number: int) -> list[list[int]] | None:
+    """The longest first, each to the emptiest of `number` bins with a place left; None where one holds too much."""
+    micros: list[list[int]] = [[] for _ in range(number)]
+    sums = [0] * number
+    for place in sorted(range(len(lengths)), key=lambda place: (-lengths[place], place)):
+        free = [index for index in range(number) if budget.rows is None or len(micros[index]) < budget.rows]
+        index = min(free, key=lambda index: sums[index])
+        micros[index].append(place)
+        sums[index] += lengths[place]
+        if not budget.fits(len(micros[index]), sums[index]):
+            return None
+    return micros
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a rank's rows of an optimizer step become micro-batches.
+
+    Args:
+        budget: what is in memory at a time.
+        pad_token_id: what fills the padding.
+        packed: rows one after another in a single row, instead of side by side.
+    """
+
+    budget: Budget
+    pad_token_id: int
+    packed: bool
+
+    def cut(self, rows: Sequence[Row]) -> list[list[Row]]:
+        """The rows of each micro-batch, as many as the other ranks have. Every rank must call it.
+
+        Rows without weight are left out; a micro-batch may be empty.
+        """
+        # Their order on disk, or on the way from another rank, changes nothing.
+        busy = sorted((row for row in rows if row.loss_mask.any()), key=lambda row: (row.prompt_index, row.sample))
+        lengths = [len(row) for row in busy]
+        lay_out, number = bins if self.packed else sorted_by_length, 1
+        micros = lay_out(lengths, self.budget)
+        # What one rank needs, all take; more bins hold what fewer did, but nothing proves that they need not be more yet.
+        while (most := max(from_all_ranks([len(micros)]))) > number:
+            number, micros = most, lay_out(lengths, self.budget, most)
+        return [[busy[place] for place in micro] for micro in micros]
+
+    def laid_out(self, micros: Sequence[Sequence[Row]]) -> StepBatch:
+        """The tensors of micro-batches."""
+        return StepBatch(tuple(collate(rows, self.pad_token_id, packed=self.packed) for rows in micros))
+
+    def scored(self, rows: Sequence[Row], score: Callable[[TokenBatch], TokenBatch]) -> list[Row]:
+        """The rows that carry weight, with what `score` adds to their micro-batches. Every rank must call it."""
+        micros = self.cut(rows)
+        batches = map(score, self.laid_out(micros).micros)
+        return [row for batch, held in zip(batches, micros, strict=True) for row in scored_rows(batch, held)]

@@ -1,0 +1,110 @@
+"""From a problem to a graded response."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Message = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One row of a task: what is asked and what a right answer is.
+
+    Args:
+        id: unique within its task.
+        messages: the conversation so far, for the model's chat template.
+        answer: the gold answer a verifier compares with.
+        meta: anything else the row holds (difficulty, source).
+    """
+
+    id: str
+    messages: tuple[Message, ...]
+    answer: str
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A problem as the model sees it.
+
+    Args:
+        problem: what is asked.
+        token_ids: the chat template applied and tokenised, generation prompt included.
+        index: position in the run's endless prompt order; with the seed it fixes the sampling seeds.
+    """
+
+    problem: Problem
+    token_ids: tuple[int, ...]
+    index: int
+
+
+@dataclass(frozen=True)
+class SamplingSpec:
+    """How responses are drawn.
+
+    Args:
+        temperature: divides the logits, in sampling and in scoring alike; above 0.
+        max_new_tokens: tokens at most in a response, the end-of-sequence token included.
+        stop_token_ids: a response ends with (and includes) the first of these.
+    """
+
+    temperature: float
+    max_new_tokens: int
+    stop_token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """One response to draw: the prompt's tokens and the seed of its random numbers."""
+
+    token_ids: tuple[int, ...]
+    seed: int
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One drawn response.
+
+    Args:
+        token_ids: the response, its stop token included when it ended by one.
+        logprobs: log-probability of each token under the engine's policy at the sampling temperature [nats].
+        finish_reason: `stop` (ended by itself) or `length` (cut at `max_new_tokens`).
+    """
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finish_reason: Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a verifier says of one response.
+
+    Args:
+        reward: the verifiable reward, usually 0 or 1.
+        correct: whether it counts as right in accuracies.
+        extracted: the answer found in the response, for people to read.
+    """
+
+    reward: float
+    correct: bool
+    extracted: str | None = None
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One response with everything known about it before the update.
+
+    `verdict` is None where the verifier failed; `error` then says how, and the response carries no weight.
+    """
+
+    prompt: Prompt
+    sample: int
+    generation: Generation
+    text: str
+    policy_version: int
+    verdict: Verdict | None = None
+    error: str | None = None
