@@ -52,8 +52,7 @@ class RolloutDataModule(L.LightningDataModule):
         generation_batches: with `drop_equal_groups`, at most this many batches of `prompts_per_epoch` prompts are drawn
             until as many groups of unequal rewards are together; 1 leaves their places empty.
         packing: several responses share a row instead of being padded; changes speed and memory, not the result.
-        micro_batch_tokens: in memory at a time, padding included; a longer response is alone.
-        micro_batch_size: responses in memory at a time at most; None for any number.
+        budget: what is in memory at a time when responses are scored and learned from.
         eval_samples: k, responses to each held-out problem.
         seed: of prompt order and sampling.
         output_dir: rollouts are written to `rollouts/` in it; None keeps them in memory alone.
@@ -82,8 +81,7 @@ class RolloutDataModule(L.LightningDataModule):
         drop_equal_groups: bool = False,
         generation_batches: int = 1,
         packing: bool = False,
-        micro_batch_tokens: int = 16384,
-        micro_batch_size: int | None = None,
+        budget: Budget | None = None,
         eval_samples: int = 8,
         seed: int = 0,
         output_dir: Path | None = None,
@@ -96,8 +94,7 @@ class RolloutDataModule(L.LightningDataModule):
         self.max_prompt_tokens, self.overlong_prompts = max_prompt_tokens, overlong_prompts
         self.drop_equal_groups, self.generation_batches = drop_equal_groups, generation_batches
         self.eval_samples, self.shaping, self.packing = eval_samples, shaping, packing
-        self.seed, self.output_dir, self.top_p = seed, output_dir, top_p
-        self.micro_batch_tokens, self.micro_batch_size = micro_batch_tokens, micro_batch_size
+        self.seed, self.output_dir, self.top_p, self.budget = seed, output_dir, top_p, budget or Budget()
         sampling = SamplingSpec(temperature, max_new_tokens, ())
         self.sampling = sampling
         check_settings(self, advantage)
@@ -241,8 +238,7 @@ class RolloutDataModule(L.LightningDataModule):
 
     @property
     def _layout(self) -> Layout:
-        budget = Budget(self.micro_batch_tokens, self.micro_batch_size)
-        return Layout(budget, int(self.source.tokenizer.pad_token_id), self.packing)
+        return Layout(self.budget, int(self.source.tokenizer.pad_token_id), self.packing)
 
     def _keep(self, drawn: Collected) -> None:
         assert self.trainer is not None

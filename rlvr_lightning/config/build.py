@@ -27,6 +27,7 @@ from rlvr_lightning.errors import CheckpointError, ConfigError, HardwareError
 from rlvr_lightning.models.source import ModelSource
 from rlvr_lightning.module import RLVRModule
 from rlvr_lightning.rollout.checks import check_on_policy
+from rlvr_lightning.rollout.micro_batches import Budget
 from rlvr_lightning.training.checkpoints import LastCheckpoint, best_checkpoint
 from rlvr_lightning.training.interrupt import InterruptCallback
 from rlvr_lightning.training.optim import OptimSettings
@@ -117,8 +118,7 @@ def build_data(cfg: DictConfig, source: ModelSource, engine: Any) -> RolloutData
         seed=cfg.seed,
         output_dir=Path(cfg.output_dir),
         shaping=component(cfg, "shaping") if cfg.shaping else None,
-        micro_batch_tokens=cfg.trainer.micro_batch_tokens,
-        micro_batch_size=cfg.trainer.micro_batch_size,
+        budget=Budget(cfg.trainer.micro_batch_tokens, cfg.trainer.micro_batch_size),
         **settings,
     )
 

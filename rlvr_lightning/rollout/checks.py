@@ -25,8 +25,6 @@ class RolloutSettings(Protocol):
     max_prompt_tokens: int
     overlong_prompts: Any
     eval_samples: int
-    micro_batch_tokens: int
-    micro_batch_size: int | None
     sampling: SamplingSpec
     trainer: Any
 
@@ -83,9 +81,6 @@ def check_settings(data: RolloutSettings, advantage: AdvantageEstimator) -> None
     for holds, rule, got in checks:
         if not holds:
             raise ConfigError(f"rollout.{rule}; got {got}")
-    for name, number in (("tokens", data.micro_batch_tokens), ("size", data.micro_batch_size)):
-        if number is not None and number < 1:
-            raise ConfigError(f"trainer.micro_batch_{name} must be at least 1; got {number}")
 
 
 def check_fit(data: RolloutSettings) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from rlvr_lightning.errors import ConfigError
 from rlvr_lightning.rollout.batching import collate, scored_rows
 from rlvr_lightning.rollout.gathering import from_all_ranks
 from rlvr_lightning.types import Row, StepBatch, TokenBatch
@@ -21,10 +22,18 @@ class Budget:
     Args:
         tokens: of a micro-batch, its padding included; a longer row has a micro-batch of its own.
         rows: responses in it at most; None for any number.
+
+    Raises:
+        ConfigError: one of them is below 1.
     """
 
-    tokens: int
+    tokens: int = 16384
     rows: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, number in (("tokens", self.tokens), ("size", self.rows)):
+            if number is not None and number < 1:
+                raise ConfigError(f"trainer.micro_batch_{name} must be at least 1; got {number}")
 
     def fits(self, rows: int, tokens: int) -> bool:
         """Whether so much may be in memory; one row always may."""

@@ -8,6 +8,7 @@ from itertools import chain
 import pytest
 import torch
 
+from rlvr_lightning.errors import ConfigError
 from rlvr_lightning.rollout.balance import assign, cost
 from rlvr_lightning.rollout.batching import collate
 from rlvr_lightning.rollout.micro_batches import Budget, Layout, bins, sorted_by_length
@@ -106,3 +107,9 @@ def test_what_is_scored_comes_back_to_all_rows_that_carry_weight(packed: bool) -
     scored = layout.scored(rows, lambda micro: replace(micro, ref_logprobs=micro.targets.float()))
     assert sorted(one.prompt_index for one in scored) == [0, 1, 2, 3, 5, 6, 7, 8]
     assert all(torch.equal(one.ref_logprobs, one.token_ids[1:].float()) for one in scored)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("budget", "name"), [((0, None), "tokens"), ((9, 0), "size")])
+def test_a_budget_of_nothing_is_refused(budget: tuple[int, int | None], name: str) -> None:
+    with pytest.raises(ConfigError, match=f"trainer.micro_batch_{name} must be at least 1; got 0"):
+        Budget(*budget)
