@@ -103,6 +103,16 @@ def test_a_controller_goes_on_from_its_state_and_stays_within_its_bounds(control
     assert isinstance(controller, Controller)
 
 
+def test_oscillating_decay_goes_on_in_the_direction_it_had() -> None:
+    controller, other = (OscillatingDecay(PATH, low_share=0.2, least=0.1, most=0.5) for _ in range(2))
+    # Raising since 0.1; 0.5 lies between the edges 0.2 and 0.92 to 0.6, where only the state tells.
+    assert follow(controller, [1.0, 0.1, 0.5], steps=10) == [0.1, 0.1, 0.5, 0.5]
+    other.start(0.2)
+    other.load_state_dict(dict(controller.state_dict()))
+    assert [kind(0.5, 4, 10) for kind in (controller, other)] == [0.5, 0.5]
+    assert [kind(0.9, 5, 10) for kind in (controller, other)] == [0.1, 0.1]
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [

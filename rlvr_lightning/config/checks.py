@@ -31,7 +31,7 @@ def check_kinds(cfg: DictConfig) -> None:
                 continue
             if key in ("trainer.devices", "optim.grad_clip") and (value is None or value == "auto"):
                 continue
-            if not _fits(OmegaConf.to_container(value) if OmegaConf.is_config(value) else value, kind):
+            if not _fits(_plain(value), kind):
                 raise ConfigError(f"{key} must be {KINDS[kind]}; got {value!r}")
     if isinstance(cfg.seed, bool) or not isinstance(cfg.seed, int) or cfg.seed < 0:
         raise ConfigError(f"seed must be a whole number from 0; got {cfg.seed!r}")
@@ -58,7 +58,11 @@ def check_judge(cfg: DictConfig, verifier: Verifier) -> None:
 def _defaults() -> dict[str, dict[str, Any]]:
     held = OmegaConf.load(config_dir() / "config.yaml")
     assert isinstance(held, DictConfig)
-    return {section: dict(held[section].items()) for section in SECTIONS}
+    return {section: {name: _plain(value) for name, value in held[section].items()} for section in SECTIONS}
+
+
+def _plain(value: Any) -> Any:
+    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
 
 
 def _fits(value: Any, kind: type) -> bool:
@@ -66,4 +70,4 @@ def _fits(value: Any, kind: type) -> bool:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, list) if "List" in kind.__name__ else isinstance(value, kind)
+    return isinstance(value, kind)

@@ -1,0 +1,78 @@
+"""Corners of a rollout phase: a prompt exactly as long as it may be, special tokens, random numbers, empty places."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+
+import pytest
+from tokenizers.processors import TemplateProcessing
+
+from rlvr_lightning.errors import DataError
+from rlvr_lightning.models.source import ModelSource, bundled_model
+from rlvr_lightning.rollout.prompts import PromptSource, derived_seed, tokenize
+from rlvr_lightning.rollout.refill import Group, refill
+from rlvr_lightning.types import Generation, Problem, Prompt, Rollout, Verdict
+
+TOKENIZER = ModelSource().tokenizer
+
+
+def problem(text: str) -> Problem:
+    return Problem(text, ({"role": "user", "content": text},), "1")
+
+
+def test_a_prompt_exactly_as_long_as_it_may_be_is_kept() -> None:
+    problems = [problem("1+1="), problem("10+1=")]
+    lengths = [len(tokenize(one, TOKENIZER)) for one in problems]
+    assert lengths[1] == lengths[0] + 1
+    kept = PromptSource(problems, TOKENIZER, 0, lengths[1], "error")
+    assert (len(kept), kept.num_skipped, kept.longest) == (2, 0, lengths[1])
+    kept = PromptSource(problems, TOKENIZER, 0, lengths[0], "skip")
+    assert (len(kept), kept.num_skipped, kept.longest) == (1, 1, lengths[0])
+    with pytest.raises(DataError, match=r"problem 10\+1="):
+        PromptSource(problems, TOKENIZER, 0, lengths[0], "error")
+
+
+def test_a_tokenizer_that_begins_each_text_with_a_token_does_so_once(tmp_path: Path) -> None:
+    shutil.copytree(bundled_model(), tmp_path / "model")
+    tokenizer = ModelSource(str(tmp_path / "model")).tokenizer
+    begin = tokenizer.convert_ids_to_tokens(tokenizer.eos_token_id)
+    processor = TemplateProcessing(single=f"{begin} $A", special_tokens=[(begin, tokenizer.eos_token_id)])
+    tokenizer.backend_tokenizer.post_processor = processor
+    first = tokenizer.eos_token_id
+    assert tokenizer("7+5=")["input_ids"][0] == first
+    # The template writes its special tokens itself, here none before the user's.
+    plain = list(tokenize(problem("7+5="), TOKENIZER))
+    assert list(tokenize(problem("7+5="), tokenizer)) == plain
+    assert first not in plain
+    # Where it writes the first token too, that is the only one.
+    tokenizer.chat_template = begin + str(tokenizer.chat_template)
+    assert list(tokenize(problem("7+5="), tokenizer)) == [first, *plain]
+    # Without a template the tokenizer's own stands there.
+    tokenizer.chat_template = None
+    assert tokenizer.convert_ids_to_tokens(list(tokenize(problem("7+5="), tokenizer))) == [begin, "7", "+", "5", "="]
+
+
+def test_a_seed_is_made_of_all_its_parts_and_stays_the_same() -> None:
+    digest = hashlib.sha256(b"0/train/1/2").hexdigest()
+    assert derived_seed(0, "train", 1, 2) == int(digest[:8], 16) // 2
+    assert derived_seed(0, "train", 12) != derived_seed(0, "train", 1, 2)
+
+
+def group(index: int, *rewards: float) -> Group:
+    prompt = Prompt(Problem(str(index), (), "1"), (2,), index)
+    generation = Generation((7,), (-0.5,), "stop")
+    return [Rollout(prompt, i, generation, "", 0, Verdict(reward, reward == 1)) for i, reward in enumerate(rewards)]
+
+
+def test_groups_that_teach_nothing_lie_between_those_that_do() -> None:
+    first = [group(0, 1, 1), group(1, 0, 0), group(2, 0, 1), group(3, 1, 1), group(4, 1, 0), group(5, 1, 1)]
+    kept, batches = refill([first].__getitem__, 6, 1)
+    assert batches == 1
+    # Two that teach, four that do not: no half of the phase is without one.
+    assert [one[0].prompt.index for one in kept] == [0, 1, 2, 3, 5, 4]
+    second = [group(6, 0, 0), group(7, 1, 1), group(8, 1, 0), group(9, 0, 0), group(10, 1, 1), group(11, 1, 1)]
+    kept, batches = refill([first, second].__getitem__, 6, 2)
+    assert batches == 2
+    assert [one[0].prompt.index for one in kept] == [0, 2, 1, 4, 3, 8]

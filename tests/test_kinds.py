@@ -1,0 +1,61 @@
+"""Numbers where numbers belong: every plain setting is refused a value of another kind, in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from rlvr_lightning.config.checks import check_kinds
+from rlvr_lightning.config.compose import SECTIONS, compose, config_dir
+from rlvr_lightning.errors import ConfigError
+
+# What a whole number, a number, a switch or a text must not be; `true` is no number, nor 1 a switch.
+WRONG: dict[type, tuple[Any, ...]] = {
+    int: (True, 1.5, "many", [1]),
+    float: (True, "many", [1.0]),
+    bool: (1, 0.0, "maybe"),
+    str: (1, True, 1.5),
+    list: (1, True, "both"),
+}
+
+
+def plain_settings() -> Iterator[tuple[str, type]]:
+    held = OmegaConf.load(config_dir() / "config.yaml")
+    for section in SECTIONS:
+        for name, default in held[section].items():
+            if default is not None:
+                yield f"{section}.{name}", list if OmegaConf.is_list(default) else type(default)
+
+
+def refused(key: str, value: Any) -> str:
+    cfg = BASE.copy()
+    assert isinstance(cfg, DictConfig)
+    OmegaConf.update(cfg, key, value, merge=False)
+    with pytest.raises(ConfigError) as caught:
+        check_kinds(cfg)
+    return str(caught.value)
+
+
+BASE = compose([])
+
+
+def test_the_defaults_are_of_their_own_kind() -> None:
+    check_kinds(BASE)
+
+
+# Settings that take words or a number beside their default.
+MIXED = {"trainer.devices": (True, 1.5), "model.gradient_checkpointing": (1.5,), "rollout.packing": (1.5,)}
+
+
+@pytest.mark.parametrize(("key", "kind"), [*plain_settings()])
+def test_another_kind_is_refused(key: str, kind: type) -> None:
+    for value in MIXED.get(key, WRONG[kind]):
+        assert refused(key, value).startswith(f"{key} must be "), value
+
+
+def test_the_seed_is_a_whole_number_from_nothing() -> None:
+    for value in (True, False, 1.0, -1, "one", None):
+        assert refused("seed", value) == f"seed must be a whole number from 0; got {value!r}"
