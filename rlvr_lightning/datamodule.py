@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -12,20 +12,21 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader
 
-from rlvr_lightning.errors import ConfigError
 from rlvr_lightning.models.source import ModelSource
 from rlvr_lightning.protocols import AdvantageEstimator, RewardShaping, RolloutEngine, Task, TrainedModule, Verifier
+from rlvr_lightning.rollout import checks
 from rlvr_lightning.rollout.balance import balanced
-from rlvr_lightning.rollout.checks import check_fit, check_settings
+from rlvr_lightning.rollout.buffers import load_buffer, save_buffer
 from rlvr_lightning.rollout.collector import Collected, Collector
 from rlvr_lightning.rollout.gathering import from_all_ranks
 from rlvr_lightning.rollout.micro_batches import Budget, Layout
 from rlvr_lightning.rollout.prompts import PromptSource
 from rlvr_lightning.rollout.refill import StepCut
-from rlvr_lightning.rollout.store import load_buffer, rollout_record, save_buffer, write_records
+from rlvr_lightning.rollout.store import phase_records, write_records
 from rlvr_lightning.types import Prompt, Rollout, Row, SamplingSpec, StepBatch
 
-log = logging.getLogger(__name__)
+# Of the state: version of the policy the phase was drawn from, where in the prompt order it began, and the next does.
+PLACE = ("buffer_version", "cursor", "next_cursor")
 
 
 class RolloutDataModule(L.LightningDataModule):
@@ -95,9 +96,8 @@ class RolloutDataModule(L.LightningDataModule):
         self.drop_equal_groups, self.generation_batches = drop_equal_groups, generation_batches
         self.eval_samples, self.shaping, self.packing = eval_samples, shaping, packing
         self.seed, self.output_dir, self.top_p, self.budget = seed, output_dir, top_p, budget or Budget()
-        sampling = SamplingSpec(temperature, max_new_tokens, ())
-        self.sampling = sampling
-        check_settings(self, advantage)
+        self.sampling = SamplingSpec(temperature, max_new_tokens, ())
+        checks.check_settings(self, advantage)
         self.advantage = advantage
         self.phase_listeners: list[Callable[[str], None]] = []
         self.report: dict[str, float] = {}
@@ -151,13 +151,13 @@ class RolloutDataModule(L.LightningDataModule):
         Raises:
             ConfigError: trainer, module and data module do not agree, or the ranks cannot share a step evenly.
         """
-        check_fit(self)
+        checks.check_fit(self)
         assert self.trainer is not None
         # Ranks compose their configuration a moment apart: the folder's time stamp is the first one's.
         self.output_dir = self.trainer.strategy.broadcast(self.output_dir)
         if self._collector is not None:
             return
-        limits = (self._prompt_limit(), self.overlong_prompts)
+        limits = (checks.prompt_limit(self, self.source.max_positions()), self.overlong_prompts)
         self.train_prompts = PromptSource(self.task.train(), self.source.tokenizer, self.seed, *limits)
         held_out = self.task.held_out()
         self.held_out_prompts: list[Prompt] = []
@@ -179,18 +179,6 @@ class RolloutDataModule(L.LightningDataModule):
             self.shaping,
         )
 
-    def _prompt_limit(self) -> int:
-        """Tokens a prompt may have so that prompt and response fit the model."""
-        positions = self.source.max_positions()
-        if positions is None:
-            return self.max_prompt_tokens
-        if positions <= self.sampling.max_new_tokens:
-            raise ConfigError(
-                f"rollout.max_new_tokens={self.sampling.max_new_tokens} leaves no room for a prompt: the model has "
-                f"{positions} positions"
-            )
-        return min(self.max_prompt_tokens, positions - self.sampling.max_new_tokens)
-
     def sync_engine(self) -> None:
         """Give the engine the current policy's weights, if it has others. Every rank must call it."""
         assert self.trainer is not None
@@ -204,10 +192,15 @@ class RolloutDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[StepBatch]:
         """The epoch's optimizer steps. Draws new responses unless the buffer is this policy version's."""
-        version = self.rlvr_module.policy_version
+        assert self.trainer is not None
+        version, epochs = self.rlvr_module.policy_version, self.trainer.max_epochs
+        if epochs is not None and 0 <= epochs * self.steps_per_epoch <= version:
+            # Lightning asks also when nothing is left to learn, and takes no step: nothing is drawn for it.
+            return DataLoader(cast(Any, [None] * self.steps_per_epoch), batch_size=None)
         epoch_under_way = 0 <= self._buffer_version < version < self._buffer_version + self.steps_per_epoch
         if epoch_under_way and not self._steps:
-            self._steps, self.report = load_buffer(self._buffer_file, self._buffer_version)
+            self._steps, self.report = load_buffer(self._rollouts, self._buffer_version, *self.ranks)
+            checks.check_scored(chain.from_iterable(self._steps), self.rlvr_module.objective)
         elif self._buffer_version != version or not self._steps:
             self._collect(version)
         self.phase("updating")
@@ -246,21 +239,16 @@ class RolloutDataModule(L.LightningDataModule):
         self.last_rollouts = [rollout for group in drawn.rollouts for rollout in group]
         if self.output_dir is None:
             return
-        records = [
-            rollout_record(rollout, float(row.advantages.sum() / row.loss_mask.sum().clamp(min=1)))
-            for group, step in zip(drawn.rollouts, drawn.steps, strict=True)
-            for rollout, row in zip(group, step, strict=True)
-        ]
-        records = from_all_ranks(records)
+        records = from_all_ranks(phase_records(drawn.rollouts, drawn.steps))
         if self.ranks[0] == 0:
             ordered = sorted(records, key=lambda record: (record["prompt_index"], record["sample"]))
-            write_records(self.output_dir / "rollouts" / f"version_{self._buffer_version}.jsonl.gz", ordered)
+            write_records(self._rollouts / f"version_{self._buffer_version}.jsonl.gz", ordered)
         if self.steps_per_epoch > 1:
-            save_buffer(self._buffer_file, self._steps, self.report, self._buffer_version)
+            save_buffer(self._rollouts, self._buffer_version, self._steps, self.report, *self.ranks)
 
     @property
-    def _buffer_file(self) -> Path:
-        return (self.output_dir or Path()) / "rollouts" / f"buffer_rank_{self.ranks[0]}.pt"
+    def _rollouts(self) -> Path:
+        return (self.output_dir or Path()) / "rollouts"
 
     def val_dataloader(self) -> DataLoader[list[Prompt]]:
         """This rank's share of the held-out prompts, as one batch."""
@@ -282,13 +270,24 @@ class RolloutDataModule(L.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """Where the run stands in the prompt order, and whose rollouts are being learned from."""
-        names = ("_buffer_version", "_cursor", "_next_cursor")
-        return {name.lstrip("_"): getattr(self, name) for name in names}
+        where = {name: getattr(self, f"_{name}") for name in PLACE}
+        version = self.rlvr_module.policy_version
+        return {
+            **where,
+            "policy_version": version,
+            "order": self.train_prompts.order,
+            "settings": checks.phase_settings(self),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there."""
-        for name, value in state_dict.items():
-            setattr(self, f"_{name}", value)
+        """Go on from there.
+
+        Raises:
+            CheckpointError: under settings that would make it another run.
+        """
+        checks.check_resumed(self, state_dict, self.train_prompts.order)
+        for name in PLACE:
+            setattr(self, f"_{name}", state_dict[name])
 
     def teardown(self, stage: str) -> None:
         """Free the engine at the end of a run."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
-from rlvr_lightning.errors import ConfigError
+from rlvr_lightning.errors import CheckpointError, ConfigError
 from rlvr_lightning.protocols import AdvantageEstimator, TrainedModule
-from rlvr_lightning.types import SamplingSpec
+from rlvr_lightning.types import Row, SamplingSpec
 
 if TYPE_CHECKING:
     from rlvr_lightning.objective.objective import Objective
@@ -105,6 +106,84 @@ def check_fit(data: RolloutSettings) -> None:
     if data.prompts_per_step % data.ranks[1]:
         raise ConfigError(
             f"rollout.prompts_per_step={data.prompts_per_step} must be a multiple of the {data.ranks[1]} ranks"
+        )
+
+
+def prompt_limit(data: RolloutSettings, positions: int | None) -> int:
+    """Tokens a prompt may have so that prompt and response fit the model.
+
+    Args:
+        data: the settings.
+        positions: that the model has; None for no bound.
+
+    Raises:
+        ConfigError: there is no room for a prompt.
+    """
+    if positions is None:
+        return data.max_prompt_tokens
+    if positions <= data.sampling.max_new_tokens:
+        raise ConfigError(
+            f"rollout.max_new_tokens={data.sampling.max_new_tokens} leaves no room for a prompt: the model has "
+            f"{positions} positions"
+        )
+    return min(data.max_prompt_tokens, positions - data.sampling.max_new_tokens)
+
+
+def phase_settings(data: RolloutSettings) -> dict[str, Any]:
+    """What a phase under way was drawn with, as plain data."""
+    names = ("group_size", "prompts_per_epoch", "prompts_per_step", "passes", "temperature", "steps_per_epoch")
+    return {name: getattr(data, name) for name in names}
+
+
+def check_resumed(data: RolloutSettings, state: Mapping[str, Any], order: str) -> None:
+    """May a run go on from a checkpoint under these settings?
+
+    Args:
+        data: the settings in force.
+        state: the data module's of the checkpoint.
+        order: names the order of the prompts in force.
+
+    Raises:
+        CheckpointError: its books or its order would be another run's.
+    """
+    if state["order"] != order:
+        raise CheckpointError(
+            "the prompts, or their order, are not those the run began with: task, seed, tokenizer and the longest prompt "
+            "(rollout.max_prompt_tokens, overlong_prompts) decide them"
+        )
+    before, now = state["settings"], phase_settings(data)
+    if now["steps_per_epoch"] != before["steps_per_epoch"]:
+        raise CheckpointError(
+            f"a run keeps its optimizer steps an epoch, by which schedules count: they were {before['steps_per_epoch']}, "
+            f"with rollout.prompts_per_epoch, prompts_per_step and passes as given they would be {now['steps_per_epoch']}"
+        )
+    done = state["policy_version"] - state["buffer_version"]
+    if state["buffer_version"] >= 0 and 0 < done < before["steps_per_epoch"]:
+        for name, value in before.items():
+            if now[name] != value:
+                raise CheckpointError(
+                    f"rollout.{name} cannot be changed in the middle of an epoch ({done} of {before['steps_per_epoch']} "
+                    f"steps are done), whose responses were drawn with {value}: go on without it to the epoch's end first"
+                )
+
+
+def check_scored(rows: Iterable[Row], objective: Objective) -> None:
+    """Can the objective learn from rows that were scored in another session?
+
+    Raises:
+        CheckpointError: they lack what its components need by now.
+    """
+    row = next(iter(rows), None)
+    if row is None:
+        return
+    needed = {item.name for item in objective.requires if "rollout" in item.passes}
+    lacking = sorted(needed - row.old_statistics.keys())
+    if objective.requires_ref and row.ref_logprobs is None:
+        lacking.append("log-probabilities of the reference")
+    if lacking:
+        raise CheckpointError(
+            f"a setting cannot be changed in the middle of an epoch: its responses were scored without {lacking[0]}; go on "
+            "without the change to the epoch's end first"
         )
 
 

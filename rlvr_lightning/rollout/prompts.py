@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import random
+from array import array
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
@@ -88,6 +89,14 @@ class PromptSource:
 
     def __len__(self) -> int:
         return len(self._items)
+
+    @property
+    def order(self) -> str:
+        """A name of the endless order: the same seed and prompts, and nothing else, give the same one."""
+        digest = hashlib.sha256(f"{self.seed}".encode())
+        for problem, token_ids in self._items:
+            digest.update(f"\n{problem.id}\n".encode() + array("q", token_ids).tobytes())
+        return digest.hexdigest()[:16]
 
     def in_order(self) -> list[Prompt]:
         """Each prompt once, as the task gives them."""

@@ -5,18 +5,18 @@ from __future__ import annotations
 import gzip
 import json
 import math
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from rlvr_lightning.errors import CheckpointError, DataError
+from rlvr_lightning.errors import DataError
 from rlvr_lightning.methods.advantages.group_relative import GroupRelative
 from rlvr_lightning.models.source import ModelSource
 from rlvr_lightning.rollout.batching import collate, make_rows, scored_rows
 from rlvr_lightning.rollout.prompts import PromptSource, derived_seed, tokenize
-from rlvr_lightning.rollout.store import load_buffer, rollout_record, save_buffer, write_records
+from rlvr_lightning.rollout.store import rollout_record, write_records
 from rlvr_lightning.types import Generation, Problem, Prompt, Rollout, Verdict
 
 TOKENIZER = ModelSource().tokenizer
@@ -144,23 +144,6 @@ def test_what_carries_no_weight() -> None:
     assert [float(row.advantages[-1]) for row in kept[:2]] == pytest.approx([advantage, -advantage])
     dropped = make_rows(rows, 4, GroupRelative(), 0, drop_equal_groups=True)
     assert [bool(row.loss_mask.any()) for row in dropped] == [True, True] + [False] * 6
-
-
-def test_buffer_comes_back_as_it_was(tmp_path: Path) -> None:
-    rows = make_rows(
-        [rollout((2,), (7, 1), 1.0), rollout((2,), (8, 1), 0.0)], 2, GroupRelative(), 0, drop_equal_groups=True
-    )
-    save_buffer(tmp_path / "b.pt", [rows], {"reward/mean": 0.5}, 6)
-    (loaded,), report = load_buffer(tmp_path / "b.pt", 6)
-    assert report == {"reward/mean": 0.5}
-    for row, again in zip(rows, loaded, strict=True):
-        for item in fields(row):
-            mine, theirs = getattr(row, item.name), getattr(again, item.name)
-            assert torch.equal(mine, theirs) if isinstance(mine, torch.Tensor) else mine == theirs
-    with pytest.raises(CheckpointError, match="holds the rollouts of policy version 6, the checkpoint needs 4"):
-        load_buffer(tmp_path / "b.pt", 4)
-    with pytest.raises(CheckpointError, match="is missing"):
-        load_buffer(tmp_path / "c.pt", 4)
 
 
 def test_records_hold_an_error_instead_of_a_reward(tmp_path: Path) -> None:
