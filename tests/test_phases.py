@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import json
 import re
 import shutil
 from pathlib import Path
@@ -100,10 +99,12 @@ def test_a_resumed_phase_is_recorded_as_it_was(unbroken: Path, tmp_path: Path) -
         run(tmp_path, At(stop=6))
     assert main(("fit", f"resume={tmp_path}")) == 0
     for version in (0, 4, 8):
-        name = f"rollouts/version_{version}.jsonl.gz"
-        mine, theirs = ([json.loads(line) for line in gzip.open(folder / name)] for folder in (tmp_path, unbroken))
+        mine, theirs = (
+            gzip.decompress((folder / "rollouts" / f"version_{version}.jsonl.gz").read_bytes())
+            for folder in (tmp_path, unbroken)
+        )
         assert mine == theirs
-        assert len(mine) == 32
+        assert len(mine.splitlines()) == 32
 
 
 REFUSED = [
