@@ -52,7 +52,7 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def slow(session: nox.Session) -> None:
     """Several processes, signals, installs, verifier conformance."""
-    session.install("-e", ".[dev,datasets]")
+    session.install("-e", ".[dev,datasets,optim]")
     session.run("pytest", "-m", "slow and not vllm", *session.posargs)
 
 

@@ -184,7 +184,8 @@ class RolloutDataModule(L.LightningDataModule):
         assert self.trainer is not None
         if not self._engine_started:
             length = self._longest + self.sampling.max_new_tokens
-            self.engine.start(self.source, self.trainer.strategy.root_device, length)
+            device = self.trainer.strategy.root_device
+            self.engine.start(self.source, device, length, self.rlvr_module.compute_dtype)
             self._engine_started = True
         if self.engine.policy_version != self.rlvr_module.policy_version:
             self.phase("syncing")

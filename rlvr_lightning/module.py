@@ -28,8 +28,9 @@ from rlvr_lightning.objective.step import Step
 from rlvr_lightning.protocols import Aggregator, ConstraintPolicy, Correction, Regularizer, TokenPartitioner
 from rlvr_lightning.rollout.gathering import from_all_ranks
 from rlvr_lightning.training.driver import Driver
-from rlvr_lightning.training.optim import OptimSettings
-from rlvr_lightning.training.sharding import shard
+from rlvr_lightning.training.optim import OptimSettings, enforce, gradient_norm, make_optimizer, make_schedule
+from rlvr_lightning.training.precision import compute_dtype
+from rlvr_lightning.training.sharding import ShardSettings, shard
 from rlvr_lightning.types import StepBatch, TokenBatch
 
 
@@ -44,6 +45,7 @@ class RLVRModule(EvaluatedModule):
         aggregator: token terms to one number; mean over responses of token means by default.
         correction: weighs the surrogate for the gap between engine and trainer; none by default.
         optim: of the optimizer.
+        sharding: what FSDP2 does, where the strategy has a device mesh.
         temperature: divides the logits; must be the sampling temperature.
         eval_samples: k of avg@k and pass@k: responses to each held-out problem.
         controller: moves one number of one component once an optimizer step; none by default.
@@ -64,11 +66,12 @@ class RLVRModule(EvaluatedModule):
         temperature: float = 1.0,
         eval_samples: int = 8,
         controller: Controller | None = None,
+        sharding: ShardSettings | None = None,
     ) -> None:
         super().__init__(eval_samples)
         self.automatic_optimization = False
         self.source, self.temperature = source, temperature
-        self.optim = optim or OptimSettings()
+        self.optim, self.sharding = optim or OptimSettings(), sharding or ShardSettings()
         self.objective = Objective(
             partitioner or SinglePart(),
             constraint or ClipKL(),
@@ -94,20 +97,28 @@ class RLVRModule(EvaluatedModule):
         if self.objective.requires_ref and not policy.has_adapters:
             self._reference = [Policy(self.source, trainable=False)]
         for model in (policy, *self._reference):
-            shard(model, self.device_mesh)
+            shard(model, self.device_mesh, self.sharding)
         self.policy = policy
         self.scorer = Scorer(policy, next(iter(self._reference), None), self.objective, self.temperature)
 
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """Of the policy's matrix products."""
+        return compute_dtype(self.trainer.precision if self.device_mesh is None else self.sharding.precision)
+
+    @property
+    def _total_steps(self) -> int:
+        return (self.trainer.max_epochs or 0) * self._data.steps_per_epoch
+
     def configure_optimizers(self) -> Any:
-        """AdamW over what is trainable, stepped once an optimizer step."""
-        settings = self.optim
+        """The optimizer over what is trainable and its learning rate, both stepped once an optimizer step."""
         trainable = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(
-            trainable, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay
-        )
-        warmup = max(settings.warmup_steps, 1)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / warmup))
-        return [optimizer], [schedule]
+        optimizer = make_optimizer(self.optim, trainable)
+        return [optimizer], [make_schedule(self.optim, optimizer, self._total_steps)]
+
+    def on_train_start(self) -> None:
+        """A checkpoint brings state, not settings: the numbers in force are this run's."""
+        enforce(self.optim, cast(Any, self.optimizers()).optimizer, cast(Any, self.lr_schedulers()))
 
     def training_step(self, batch: StepBatch, batch_idx: int) -> Tensor:
         """One optimizer step: plan it, add up its micro-batches' gradients, update."""
@@ -127,21 +138,21 @@ class RLVRModule(EvaluatedModule):
             if self.driver is not None:
                 self.driver.observe(stats, plan)
             total += output.loss.detach().to(total.dtype)
-        self._update(optimizer)
+        taught = torch.stack([micro.loss_mask.sum() for micro in batch.micros]).sum()
+        self._update(optimizer, teaches=bool(Step().sum(taught) > 0))
         if self.driver is not None:
-            self.driver.advance(self.policy_version, (self.trainer.max_epochs or 0) * self._data.steps_per_epoch)
+            self.driver.advance(self.policy_version, self._total_steps)
         return Step().sum(total)
 
-    def _update(self, optimizer: Any) -> None:
-        clip = self.optim.grad_clip
+    def _update(self, optimizer: Any, *, teaches: bool) -> None:
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        norm = cast(Any, norm).full_tensor() if hasattr(norm, "full_tensor") else norm
-        self.diagnostics.observe_step(norm)
-        # A step without a finite gradient would destroy the policy: it is left out and counted.
-        if torch.isfinite(norm):
-            if clip is not None:
-                torch.nn.utils.clip_grads_with_norm_(parameters, clip, norm)
+        norm = gradient_norm(parameters)
+        self.diagnostics.observe_step(norm, teaches=teaches)
+        # A step without a finite gradient would destroy the policy, one without a token to learn from would move it by
+        # momentum and weight decay alone: both are left out and counted.
+        if teaches and torch.isfinite(norm):
+            if self.optim.grad_clip is not None:
+                torch.nn.utils.clip_grads_with_norm_(parameters, self.optim.grad_clip, norm)
             optimizer.step()
         cast(Any, self.lr_schedulers()).step()
         self.policy_version += 1

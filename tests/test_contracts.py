@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 from hydra.utils import get_class, instantiate
+from lightning.pytorch.accelerators import CPUAccelerator
 from omegaconf import DictConfig, OmegaConf
 
-from rlvr_lightning.config.build import build_module, check_hardware, model_source
+from rlvr_lightning.config.build import build_module, build_trainer, check_hardware, model_source
 from rlvr_lightning.config.checks import check_judge
 from rlvr_lightning.config.compose import compose, config_dir
 from rlvr_lightning.config.derived import DerivedNumbers
@@ -133,6 +134,8 @@ def test_the_papers_numbers() -> None:
         32768,
     )
     assert archer.optim == {
+        "name": "adamw",
+        "schedule": "constant",
         "lr": 1e-6,
         "weight_decay": 0.1,
         "betas": [0.9, 0.999],
@@ -206,3 +209,16 @@ def test_the_default_configuration_is_small() -> None:
 def test_configuration_tree_lies_beside_or_inside_the_package() -> None:
     assert (config_dir() / "experiment" / "archer.yaml").is_file()
     assert config_dir() in (Path(__file__).parents[1] / "conf", config_dir())
+
+
+@pytest.mark.parametrize("strategy", ["single", "ddp", "fsdp"])
+def test_devices_auto_counts_the_ranks_lightning_starts(
+    strategy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CPUAccelerator, "auto_device_count", staticmethod(lambda: 3))
+    settings = ("trainer.accelerator=cpu", "trainer.devices=auto", f"strategy={strategy}", f"output_dir={tmp_path}")
+    with pytest.raises(ConfigError, match="are 3 ranks" if strategy == "single" else "multiple of the 3 ranks"):
+        build_trainer(compose([*settings, "trainer.num_nodes=1"]), [])
+    if strategy != "single":
+        trainer = build_trainer(compose([*settings, "rollout.prompts_per_step=6"]), [])
+        assert trainer.num_devices == 3

@@ -187,7 +187,7 @@ def test_every_number_by_hand_however_the_step_is_cut(variant: str, cuts: list[i
     # What chooses tokens without marking any is only a share.
     assert logged["policy/tokens_in/cov"] > 0
     assert not [name for name in logged if name.startswith("policy/cov/")]
-    assert diagnostics.drain() == {"policy/skipped_steps": 0.0}
+    assert diagnostics.drain() == {"policy/skipped_steps": 0.0, "policy/idle_steps": 0.0}
 
 
 def test_quadrants_add_up_to_the_flow_and_bins_to_one() -> None:

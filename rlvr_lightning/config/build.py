@@ -31,6 +31,7 @@ from rlvr_lightning.rollout.micro_batches import Budget
 from rlvr_lightning.training.checkpoints import LastCheckpoint, best_checkpoint
 from rlvr_lightning.training.interrupt import InterruptCallback
 from rlvr_lightning.training.optim import OptimSettings
+from rlvr_lightning.training.sharding import ShardSettings
 from rlvr_lightning.training.strategies import make_strategy
 
 log = logging.getLogger(__name__)
@@ -103,7 +104,7 @@ def component(cfg: Any, key: str) -> Any:
 def model_source(cfg: DictConfig) -> ModelSource:
     """The model as configured."""
     lora = None if cfg.peft.config is None else component(cfg.peft, "config")
-    return ModelSource(cfg.model.path, cfg.model.dtype, lora, cfg.model.gradient_checkpointing)
+    return ModelSource(cfg.model.path, lora, cfg.model.gradient_checkpointing)
 
 
 def build_data(cfg: DictConfig, source: ModelSource, engine: Any) -> RolloutDataModule:
@@ -132,13 +133,18 @@ def build_module(cfg: DictConfig, source: ModelSource) -> RLVRModule:
         {name: component(cfg.regularizer, name) for name in cfg.regularizer or {}},
         component(cfg, "aggregator"),
         component(cfg, "correction") if cfg.correction else None,
-        OptimSettings(
-            cfg.optim.lr, cfg.optim.weight_decay, tuple(cfg.optim.betas), cfg.optim.warmup_steps, cfg.optim.grad_clip
-        ),
+        optim_settings(cfg),
         temperature=cfg.rollout.temperature,
         eval_samples=cfg.rollout.eval_samples,
         controller=component(cfg, "controller") if cfg.controller else None,
+        sharding=ShardSettings(cfg.trainer.precision),
     )
+
+
+def optim_settings(cfg: DictConfig) -> OptimSettings:
+    """The optimizer's numbers as configured."""
+    named = cast(dict[str, Any], OmegaConf.to_container(cfg.optim, resolve=True))
+    return OptimSettings(**{**named, "betas": tuple(named["betas"])})
 
 
 def build_run(cfg: DictConfig, callbacks: list[Callback] | None = None) -> Run:
@@ -186,21 +192,16 @@ def default_callbacks(cfg: DictConfig, table: MetricsTable) -> list[Callback]:
 def build_trainer(cfg: DictConfig, callbacks: list[Callback], table: MetricsTable) -> L.Trainer:
     """Lightning's trainer as configured."""
     settings, folder = cfg.trainer, Path(cfg.output_dir)
-    devices = settings.devices
-    world = (devices if isinstance(devices, int) else 1) * settings.num_nodes
     if settings.max_epochs < 0:
         raise ConfigError(f"trainer.max_epochs must be at least 0; got {settings.max_epochs}")
-    if settings.precision not in ("32-true", "bf16-mixed", "16-mixed"):
-        raise ConfigError(
-            f"trainer.precision must be 32-true, bf16-mixed or 16-mixed; got {settings.precision}: what is computed from "
-            "the logits stays in float32, and model.dtype says how the weights are held"
-        )
-    return L.Trainer(
+    # FSDP2 casts what it gathers by itself.
+    precision = "32-true" if cfg.strategy.name == "fsdp" else settings.precision
+    trainer = L.Trainer(
         accelerator=settings.accelerator,
-        devices=devices,
+        devices=settings.devices,
         num_nodes=settings.num_nodes,
-        strategy=make_strategy(cfg.strategy.name, world),
-        precision=settings.precision,
+        strategy=make_strategy(cfg.strategy.name),
+        precision=cast(Any, precision),
         max_epochs=settings.max_epochs,
         check_val_every_n_epoch=settings.val_every_n_epochs,
         num_sanity_val_steps=-1,
@@ -212,6 +213,24 @@ def build_trainer(cfg: DictConfig, callbacks: list[Callback], table: MetricsTabl
         logger=[table, TensorBoardLogger(folder, name="tensorboard")],
         callbacks=callbacks,
     )
+    check_ranks(cfg, trainer.num_devices * trainer.num_nodes)
+    return trainer
+
+
+def check_ranks(cfg: DictConfig, ranks: int) -> None:
+    """Can the run be shared by as many ranks as Lightning will start?
+
+    Raises:
+        ConfigError: one process is asked for, or an optimizer step cannot be shared evenly.
+    """
+    if cfg.strategy.name == "single" and ranks != 1:
+        raise ConfigError(
+            f"strategy=single runs one process, but trainer.devices={cfg.trainer.devices} x trainer.num_nodes="
+            f"{cfg.trainer.num_nodes} are {ranks} ranks: choose strategy=ddp or strategy=fsdp, or trainer.devices=1"
+        )
+    per_step = cfg.rollout.prompts_per_step or cfg.rollout.prompts_per_epoch
+    if per_step % ranks:
+        raise ConfigError(f"rollout.prompts_per_step={per_step} must be a multiple of the {ranks} ranks")
 
 
 def check_hardware(cfg: DictConfig) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from rlvr_lightning.config.compose import SECTIONS, config_dir
+from rlvr_lightning.config.compose import REMOVED, SECTIONS, config_dir
 from rlvr_lightning.errors import ConfigError
 from rlvr_lightning.protocols import Verifier
 from rlvr_lightning.protocols.rollouts import Judge
@@ -15,19 +15,24 @@ from rlvr_lightning.protocols.rollouts import Judge
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", list: "a list"}
 # Null by default, but not of every kind.
 OPTIONAL: dict[str, type] = {"rollout.prompts_per_step": int, "trainer.micro_batch_size": int}
+# Of several kinds: checked where they are read.
+MANIFOLD = ("model.gradient_checkpointing",)
 
 
 def check_kinds(cfg: DictConfig) -> None:
     """Compare each setting's kind with its default's.
 
     Raises:
-        ConfigError: a setting is of another kind, or null where a value is needed.
+        ConfigError: a setting is of another kind, null where a value is needed, or gone from this version.
     """
+    for key, instead in REMOVED.items():
+        if OmegaConf.select(cfg, key) is not None:
+            raise ConfigError(instead)
     for section in SECTIONS:
         for name, default in _defaults()[section].items():
             key, value = f"{section}.{name}", cfg[section][name]
             kind = OPTIONAL.get(key, type(default))
-            if key in OPTIONAL and value is None:
+            if key in MANIFOLD or (key in OPTIONAL and value is None):
                 continue
             if key in ("trainer.devices", "optim.grad_clip") and (value is None or value == "auto"):
                 continue

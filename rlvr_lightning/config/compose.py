@@ -19,6 +19,11 @@ from rlvr_lightning.errors import ConfigError, RLVRError, nearest
 
 # Sections that hold plain settings; components check their own in their constructors.
 SECTIONS = ("model", "rollout", "optim", "trainer", "hardware")
+# What was taken away, and what to type instead.
+REMOVED = {
+    "model.dtype": "there is no model.dtype any more, weights and optimizer state are float32: trainer.precision says "
+    "what is computed in (32-true, bf16-mixed), engine.dtype what is sampled in"
+}
 
 
 def config_dir() -> Path:
@@ -124,6 +129,8 @@ def _explain_override(text: str) -> ConfigError:
     if key is None:
         return ConfigError(_one_line(text))
     name = key.group(1).rstrip(".")
+    if name in REMOVED:
+        return ConfigError(REMOVED[name])
     known: list[str] = []
     if (not GlobalHydra.instance().is_initialized() and "." in name) or "/" not in name:
         known = sorted({*leaf_keys(_default_config()), *groups()})

@@ -42,7 +42,7 @@ class DerivedNumbers:
         on_policy = "on-policy" if steps == 1 else "off-policy"
         regularizers = ", ".join(cfg.regularizer or {}) or "none"
         rows = (
-            ("model", f"{cfg.model.path}, {parameters(cfg)}, {cfg.model.dtype}"),
+            ("model", f"{cfg.model.path}, {parameters(cfg)}, {cfg.trainer.precision}"),
             ("task, verifier", f"{_name(cfg.task)}, {_name(cfg.verifier)}"),
             ("advantage", " + ".join(_name(node) for node in (cfg.shaping, cfg.advantage) if node)),
             ("objective", f"{_name(cfg.partitioner)} + {_name(cfg.constraint)} + regularizers: {regularizers}"),

@@ -5,6 +5,7 @@ An override is applied or refused with the reason, never ignored.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
-from rlvr_lightning.config.compose import SECTIONS, groups, leaf_keys
+from rlvr_lightning.config.compose import REMOVED, SECTIONS, groups, leaf_keys
 from rlvr_lightning.errors import CheckpointError, ConfigError, nearest
+
+log = logging.getLogger(__name__)
 
 # Where a run is computed and what draws its responses is no part of what it is.
 EXCHANGEABLE = ("strategy", "engine")
@@ -29,6 +32,7 @@ FIXED = {
     "seed": "the order of the prompts and the seed of every response follow from it",
     "model.path": "weights and reference are that model's; if its folder has moved, write the new place into config.yaml",
     "peft": "the checkpoint's adapters were made by it",
+    "optim.name": "the checkpoint's optimizer state is of the optimizer it began with",
     "controller.drives": "a run keeps its controller",
     "controller.initial": "the driven number has moved on from where it began",
 }
@@ -72,6 +76,7 @@ def resumed(cfg: DictConfig, overrides: Sequence[str], *, training: bool = True)
     saved = OmegaConf.load(folder / "config.yaml")
     assert isinstance(saved, DictConfig)
     _add_newer_settings(saved, cfg)
+    _leave_out_removed(saved)
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     for group in {item.key_or_group for item in parsed} & {*EXCHANGEABLE}:
         saved[group] = cfg[group]
@@ -119,6 +124,14 @@ def _add_newer_settings(saved: DictConfig, cfg: DictConfig) -> None:
             for name, default in value.items():
                 if name not in saved[key]:
                     saved[key][name] = default
+
+
+def _leave_out_removed(saved: DictConfig) -> None:
+    """Settings of the version the run was saved by that are gone."""
+    for key in REMOVED:
+        section, _, name = key.rpartition(".")
+        if name in saved[section]:
+            log.warning("config.yaml sets %s=%s: %s", key, saved[section].pop(name), REMOVED[key])
 
 
 def _key(argument: str) -> str:

@@ -48,7 +48,7 @@ class Diagnostics(torch.nn.Module):
         self.gap = MaxMetric(nan_strategy="disable")
         self._terms: dict[str, Tensor | float] = {}
         # Of steps, and so the same on every rank.
-        self._steps = self._skipped = 0
+        self._steps = self._skipped = self._idle = 0
         self._norms = 0.0
 
     @torch.no_grad()
@@ -90,11 +90,13 @@ class Diagnostics(torch.nn.Module):
             if name in plan.masks:
                 add(f"policy/tokens_in/{name}", plan.masks[name].double(), mask)
 
-    def observe_step(self, grad_norm: Tensor) -> None:
-        """Add an optimizer step."""
+    def observe_step(self, grad_norm: Tensor, *, teaches: bool = True) -> None:
+        """Add an optimizer step; one that does not teach has no token to learn from on any rank."""
         self._steps += 1
         norm = float(grad_norm)
-        if math.isfinite(norm):
+        if not teaches:
+            self._idle += 1
+        elif math.isfinite(norm):
             self._norms += norm
         else:
             self._skipped += 1
@@ -106,9 +108,10 @@ class Diagnostics(torch.nn.Module):
             logged |= self._tables()
         if "rollout/logprob_gap" in logged:
             logged["rollout/logprob_gap_max"] = float(self.gap.compute())
-        if self._steps > self._skipped:
-            logged["policy/grad_norm"] = self._norms / (self._steps - self._skipped)
-        logged["policy/skipped_steps"] = float(self._skipped)
+        taken = self._steps - self._skipped - self._idle
+        if taken:
+            logged["policy/grad_norm"] = self._norms / taken
+        logged |= {"policy/skipped_steps": float(self._skipped), "policy/idle_steps": float(self._idle)}
         steps = max(self._steps, 1)
         # Each rank holds its share of a sum over the step's tokens; sorted, as the ranks must go in one order.
         logged |= {
@@ -117,7 +120,7 @@ class Diagnostics(torch.nn.Module):
         }
         for metric in (self.quadrants, self.histogram, self.counts, self.gap):
             metric.reset()
-        self._terms, self._steps, self._skipped, self._norms = {}, 0, 0, 0.0
+        self._terms, self._steps, self._skipped, self._idle, self._norms = {}, 0, 0, 0, 0.0
         return logged
 
     def sums(self) -> dict[str, list[float]]:
@@ -128,7 +131,7 @@ class Diagnostics(torch.nn.Module):
         gap = float(self.gap.max_value)
         held["gap"] = [gap] if gap > -math.inf else []
         held |= {f"terms/{name}": [float(value)] for name, value in self._terms.items()}
-        return {**held, "steps": [self._steps, self._skipped, self._norms]}
+        return {**held, "steps": [self._steps, self._skipped, self._idle, self._norms]}
 
     def resume(self, ranks: Sequence[Mapping[str, list[float]]], rank: int, world_size: int) -> None:
         """Go on adding to what the ranks of a checkpoint had; any number of ranks may.
@@ -140,8 +143,8 @@ class Diagnostics(torch.nn.Module):
         """
         if not ranks:
             return
-        self._steps, self._skipped = (int(count) for count in ranks[0]["steps"][:2])
-        self._norms = ranks[0]["steps"][2]
+        self._steps, self._skipped, self._idle = (int(count) for count in ranks[0]["steps"][:3])
+        self._norms = ranks[0]["steps"][3]
         mine = [ranks[rank]] if len(ranks) == world_size else ranks if rank == 0 else []
         for held in mine:
             self.means.resume({key[6:]: values for key, values in held.items() if key.startswith("means/")})

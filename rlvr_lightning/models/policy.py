@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from rlvr_lightning.models.recompute import recompute
 from rlvr_lightning.objective.token_stats import Statistics, token_stats
 from rlvr_lightning.protocols import VocabStatistic
 from rlvr_lightning.types import TokenBatch
@@ -34,8 +35,8 @@ class Policy(nn.Module):
     def __init__(self, source: ModelSource, *, trainable: bool = True) -> None:
         super().__init__()
         model = source.load()
-        if source.gradient_checkpointing and trainable:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if trainable:
+            recompute(model.get_decoder().layers, source.gradient_checkpointing)
         self.has_adapters = trainable and source.lora is not None
         if self.has_adapters:
             from peft import get_peft_model

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rlvr_lightning.errors import ConfigError, ModelError
+from rlvr_lightning.errors import ModelError
+from rlvr_lightning.models.recompute import every_nth
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 BUNDLED = "tiny"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
 def bundled_model() -> Path:
@@ -30,22 +30,20 @@ class ModelSource:
 
     Args:
         path: a Hugging Face folder, a hub name, or `tiny` for the bundled model.
-        dtype: of the weights; statistics are float32 at least, whatever it is.
         lora: a `peft.LoraConfig` to train adapters instead of the weights, or None.
-        gradient_checkpointing: trade compute for memory in the backward pass.
+        gradient_checkpointing: decoder layers computed once more in the backward pass, instead of kept: `none`, `full`
+            or n for every n-th; True is `full`, False `none`.
 
     Raises:
-        ConfigError: an unknown dtype.
+        ConfigError: another value of `gradient_checkpointing`.
     """
 
     path: str = BUNDLED
-    dtype: str = "float32"
     lora: Any = None
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: str | int | bool = "none"
 
     def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            raise ConfigError(f"model.dtype must be one of {', '.join(DTYPES)}; got {self.dtype!r}")
+        every_nth(self.gradient_checkpointing)
 
     @property
     def folder(self) -> str:
@@ -63,11 +61,6 @@ class ModelSource:
         if not path.is_dir() and looks_local:
             raise ModelError(f"model.path={self.path} does not exist: give a Hugging Face folder, or `{BUNDLED}`")
         return str(path) if path.is_dir() else self.path
-
-    @property
-    def torch_dtype(self) -> torch.dtype:
-        """`dtype` as torch knows it."""
-        return DTYPES[self.dtype]
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -88,8 +81,8 @@ class ModelSource:
             tokenizer.pad_token = tokenizer.eos_token
         return tokenizer
 
-    def load(self) -> PreTrainedModel:
-        """The model as it stands in the folder, without adapters.
+    def load(self, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+        """The model as it stands in the folder, without adapters, its weights in `dtype`.
 
         Raises:
             ModelError: it cannot be loaded, or its logits are not those of a plain output layer.
@@ -99,7 +92,7 @@ class ModelSource:
 
         transformers_logging.disable_progress_bar()
         try:
-            model = AutoModelForCausalLM.from_pretrained(self.folder, dtype=self.torch_dtype)
+            model = AutoModelForCausalLM.from_pretrained(self.folder, dtype=dtype)
         except (OSError, ValueError, KeyError) as error:
             raise ModelError(f"model.path={self.path} cannot be loaded: {_first_line(error)}") from error
         _check_plain_head(model, self.path)

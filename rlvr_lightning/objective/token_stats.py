@@ -107,11 +107,13 @@ def token_stats(
     def reduce(chunk: Float[Tensor, "N H"], ids: Int[Tensor, " N"], *held: Tensor) -> tuple[Tensor, ...]:
         logits = head(chunk)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        logprobs = torch.log_softmax(logits / temperature, dim=-1)
-        results = [logprobs.gather(-1, ids.unsqueeze(-1)).squeeze(-1)]
         before = dict(zip(old or {}, held, strict=True))
-        for statistic in statistics:
-            results.append(statistic(logprobs if statistic.differentiable else logprobs.detach(), ids, before))
+        # Autocast would take products of float32 numbers, such as an entropy's, in half precision.
+        with torch.autocast(logits.device.type, enabled=False):
+            logprobs = torch.log_softmax(logits / temperature, dim=-1)
+            results = [logprobs.gather(-1, ids.unsqueeze(-1)).squeeze(-1)]
+            for statistic in statistics:
+                results.append(statistic(logprobs if statistic.differentiable else logprobs.detach(), ids, before))
         return tuple(results)
 
     size = max(1, chunk_elements // vocabulary_size(head, tokens[0]))

@@ -79,8 +79,15 @@ class RolloutEngine(Protocol):
 
     policy_version: int
 
-    def start(self, source: ModelFolder, device: torch.device, max_length: int) -> None:
-        """Bring the engine up with the source's weights; `max_length` is prompt and response together [tokens]."""
+    def start(self, source: ModelFolder, device: torch.device, max_length: int, dtype: torch.dtype) -> None:
+        """Bring the engine up with the source's weights.
+
+        Args:
+            source: the model's folder.
+            device: of this rank.
+            max_length: prompt and response together [tokens].
+            dtype: what the trainer computes in, for an engine that was not given one of its own.
+        """
         ...
 
     def sync(self, weights: Iterable[tuple[str, Tensor]], policy_version: int) -> None:

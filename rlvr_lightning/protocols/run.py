@@ -28,17 +28,12 @@ class ModelFolder(Protocol):
         ...
 
     @property
-    def dtype(self) -> str:
-        """Of the weights, by name."""
-        ...
-
-    @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The folder's own."""
         ...
 
-    def load(self) -> PreTrainedModel:
-        """The model as it stands in the folder, without adapters."""
+    def load(self, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+        """The model as it stands in the folder, without adapters, its weights in `dtype`."""
         ...
 
 
@@ -72,6 +67,11 @@ class TrainedModule(Protocol):
     eval_samples: int
     temperature: float
     objective: Any
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """Of the policy's matrix products."""
+        ...
 
     def score(self, micro: TokenBatch, *, on_policy: bool) -> TokenBatch:
         """Add what policy and reference say of the tokens."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+
 from rlvr_lightning.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -12,29 +14,31 @@ if TYPE_CHECKING:
 StrategyName = Literal["single", "ddp", "fsdp"]
 
 
-def make_strategy(name: StrategyName, world_size: int) -> Strategy | str:
+class ShardedStrategy(ModelParallelStrategy):
+    """FSDP2 over all ranks there turn out to be; "auto" would mean tensor parallelism inside a node."""
+
+    def __init__(self) -> None:
+        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False)
+
+    def setup_environment(self) -> None:
+        """Start the process group and make the mesh, once Lightning knows its devices."""
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+
+def make_strategy(name: StrategyName) -> Strategy | str:
     """Lightning's strategy of that name.
 
     Args:
         name: `single` process, `ddp` (a replica on each rank) or `fsdp` (FSDP2: weights sharded over the ranks).
-        world_size: ranks in all.
 
     Raises:
-        ConfigError: unknown, or `single` with several ranks.
+        ConfigError: unknown.
     """
     if name == "single":
-        if world_size != 1:
-            raise ConfigError(f"strategy=single runs one process; got {world_size}: choose ddp or fsdp")
         return "auto"
     if name == "ddp":
-        from lightning.pytorch.strategies import DDPStrategy
-
         return DDPStrategy(find_unused_parameters=False)
     if name == "fsdp":
-        from lightning.pytorch.strategies import ModelParallelStrategy
-
-        # "auto" would mean tensor parallelism inside a node.
-        return ModelParallelStrategy(
-            data_parallel_size=world_size, tensor_parallel_size=1, save_distributed_checkpoint=False
-        )
+        return ShardedStrategy()
     raise ConfigError(f"strategy.name must be single, ddp or fsdp; got {name!r}")

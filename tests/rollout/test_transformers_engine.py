@@ -18,7 +18,7 @@ PROMPTS = [tuple(SOURCE.tokenizer(f"<user>{text}<assistant>")["input_ids"]) for 
 @pytest.fixture(scope="module")
 def engine() -> TransformersEngine:
     engine = TransformersEngine(batch_size=8)
-    engine.start(SOURCE, torch.device("cpu"), 128)
+    engine.start(SOURCE, torch.device("cpu"), 128, torch.float32)
     return engine
 
 

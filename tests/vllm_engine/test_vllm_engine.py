@@ -30,7 +30,7 @@ PROMPTS = [tuple(SOURCE.tokenizer(f"<user>{text}<assistant>")["input_ids"]) for 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[VLLMEngine]:
     engine = VLLMEngine(max_num_seqs=16)
-    engine.start(SOURCE, DEVICE, 96)
+    engine.start(SOURCE, DEVICE, 96, torch.float32)
     yield engine
     engine.close()
     engine.close()

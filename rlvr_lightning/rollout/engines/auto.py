@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from rlvr_lightning.protocols import RolloutEngine
+from rlvr_lightning.rollout.engines.dtypes import EngineDtype
 from rlvr_lightning.rollout.engines.transformers_engine import TransformersEngine
 from rlvr_lightning.rollout.engines.vllm_engine import VLLMEngine, vllm_installed
 
 
-def auto_engine() -> RolloutEngine:
-    """vLLM with its defaults, or transformers with its own."""
-    return VLLMEngine() if vllm_installed() else TransformersEngine()
+def auto_engine(dtype: EngineDtype = "auto") -> RolloutEngine:
+    """vLLM with its defaults, or transformers with its own.
+
+    Args:
+        dtype: of the weights sampled from; `auto` is what the trainer computes in.
+    """
+    return VLLMEngine(dtype=dtype) if vllm_installed() else TransformersEngine(dtype=dtype)

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rlvr_lightning.errors import ConfigError, RolloutError
+from rlvr_lightning.rollout.engines.dtypes import EngineDtype, check_dtype, engine_dtype
 from rlvr_lightning.types import Generation, GenerationRequest, SamplingSpec
 
 if TYPE_CHECKING:
@@ -52,27 +53,30 @@ class TransformersEngine:
 
     Args:
         batch_size: responses drawn at a time.
+        dtype: of the weights sampled from; `auto` is what the trainer computes in.
 
     Raises:
-        ConfigError: the batch size is not positive.
+        ConfigError: the batch size is not positive, or the dtype unknown.
     """
 
-    def __init__(self, batch_size: int = 256) -> None:
+    def __init__(self, batch_size: int = 256, dtype: EngineDtype = "auto") -> None:
         if batch_size < 1:
             raise ConfigError(f"TransformersEngine.batch_size must be at least 1; got {batch_size}")
-        self.batch_size = batch_size
+        check_dtype(dtype)
+        self.batch_size, self.dtype = batch_size, dtype
         self.policy_version = -1
         self._model: PreTrainedModel | None = None
         self._pad = 0
 
-    def start(self, source: ModelFolder, device: torch.device, max_length: int) -> None:
+    def start(self, source: ModelFolder, device: torch.device, max_length: int, dtype: torch.dtype) -> None:
         """Load the model's own copy."""
-        self._model = source.load().to(device).requires_grad_(False).eval()
+        model = source.load(engine_dtype(self.dtype, dtype))
+        self._model = model.to(device).requires_grad_(False).eval()
         self._pad = int(source.tokenizer.pad_token_id)
 
     @torch.no_grad()
     def sync(self, weights: Iterable[tuple[str, Tensor]], policy_version: int) -> None:
-        """Copy the weights in place."""
+        """Copy the weights in place, cast to the engine's dtype."""
         assert self._model is not None, "start the engine before syncing"
         held = dict(self._model.named_parameters())
         missing = set(held)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from rlvr_lightning.errors import ConfigError, MissingDependencyError, RolloutError
+from rlvr_lightning.rollout.engines.dtypes import EngineDtype, check_dtype, engine_dtype
 from rlvr_lightning.types import Generation, GenerationRequest, SamplingSpec
 
 if TYPE_CHECKING:
@@ -40,9 +41,10 @@ class VLLMEngine:
         max_num_seqs: responses drawn at a time.
         enforce_eager: skip graph capture: a faster start, slower decoding on a GPU. On the CPU it is always on.
         cpu_kv_cache_gb: key-value cache on the CPU [GiB].
+        dtype: of the weights sampled from; `auto` is what the trainer computes in.
 
     Raises:
-        ConfigError: a number is out of range.
+        ConfigError: a number is out of range, or the dtype unknown.
         MissingDependencyError: vLLM is not installed.
     """
 
@@ -52,7 +54,9 @@ class VLLMEngine:
         max_num_seqs: int = 256,
         enforce_eager: bool = False,
         cpu_kv_cache_gb: int = 1,
+        dtype: EngineDtype = "auto",
     ) -> None:
+        check_dtype(dtype)
         if not 0 < gpu_memory_utilization < 1:
             raise ConfigError(f"VLLMEngine.gpu_memory_utilization must be in (0, 1); got {gpu_memory_utilization}")
         if max_num_seqs < 1 or cpu_kv_cache_gb < 1:
@@ -64,12 +68,15 @@ class VLLMEngine:
             )
         self.gpu_memory_utilization, self.max_num_seqs = gpu_memory_utilization, max_num_seqs
         self.enforce_eager, self.cpu_kv_cache_gb = enforce_eager, cpu_kv_cache_gb
+        self.dtype = dtype
         self.policy_version = -1
         self._llm: Any = None
+        self._cast = torch.float32
         self._on_cpu = False
 
-    def start(self, source: ModelFolder, device: torch.device, max_length: int) -> None:
+    def start(self, source: ModelFolder, device: torch.device, max_length: int, dtype: torch.dtype) -> None:
         """Bring vLLM up with the folder's weights."""
+        self._cast = engine_dtype(self.dtype, dtype)
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(self.cpu_kv_cache_gb))
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -78,7 +85,7 @@ class VLLMEngine:
 
         self._llm = LLM(
             model=source.folder,
-            dtype=source.dtype,
+            dtype=str(self._cast).removeprefix("torch."),
             skip_tokenizer_init=True,
             max_model_len=max_length,
             max_num_seqs=self.max_num_seqs,
@@ -95,9 +102,10 @@ class VLLMEngine:
         torch.set_num_threads(threads)
 
     def sync(self, weights: Iterable[tuple[str, Tensor]], policy_version: int) -> None:
-        """Load the weights in place and forget the prefixes cached under the old ones."""
+        """Load the weights in place, cast to the engine's dtype, and forget the prefixes cached under the old ones."""
         assert self._llm is not None, "start the engine before syncing"
-        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
+        cast_weights = ((name, weight.to(self._cast)) for name, weight in weights)
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": cast_weights})
         if self._on_cpu:
             self._llm.apply_model(_repack_tied_head)
         if not self._llm.reset_prefix_cache():
