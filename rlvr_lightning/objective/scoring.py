@@ -78,8 +78,10 @@ class Scorer:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         return policy(batch, self.temperature, statistics)
 
-    @staticmethod
-    def _assemble(batch: TokenBatch, logprobs: Tensor, statistics: dict[str, Tensor]) -> TokenStats:
+    def _assemble(self, batch: TokenBatch, logprobs: Tensor, statistics: dict[str, Tensor]) -> TokenStats:
+        reference = batch.ref_logprobs
+        if reference is None and self.objective.requires_ref and not batch.loss_mask.any():
+            reference = torch.zeros_like(logprobs)  # a micro-batch without rows was never scored
         frozen = {name: value.detach() for name, value in statistics.items()}
         on_policy = batch.old_logprobs is None
         return TokenStats(
@@ -88,7 +90,7 @@ class Scorer:
             advantages=batch.advantages,
             loss_mask=batch.loss_mask,
             rollout_logprobs=batch.rollout_logprobs,
-            ref_logprobs=batch.ref_logprobs,
+            ref_logprobs=reference,
             statistics=statistics,
             old_statistics=frozen if on_policy else batch.old_statistics,
             noise=batch.noise,
