@@ -12,6 +12,7 @@ from hydra.utils import get_class, instantiate
 from lightning.pytorch.accelerators import CPUAccelerator
 from omegaconf import DictConfig, OmegaConf
 
+from rlvr_lightning.callbacks.table import MetricsTable
 from rlvr_lightning.config.build import build_module, build_trainer, check_hardware, model_source
 from rlvr_lightning.config.checks import check_judge
 from rlvr_lightning.config.compose import compose, config_dir
@@ -218,7 +219,7 @@ def test_devices_auto_counts_the_ranks_lightning_starts(
     monkeypatch.setattr(CPUAccelerator, "auto_device_count", staticmethod(lambda: 3))
     settings = ("trainer.accelerator=cpu", "trainer.devices=auto", f"strategy={strategy}", f"output_dir={tmp_path}")
     with pytest.raises(ConfigError, match="are 3 ranks" if strategy == "single" else "multiple of the 3 ranks"):
-        build_trainer(compose([*settings, "trainer.num_nodes=1"]), [])
+        build_trainer(compose(settings), [], MetricsTable(tmp_path))
     if strategy != "single":
-        trainer = build_trainer(compose([*settings, "rollout.prompts_per_step=6"]), [])
+        trainer = build_trainer(compose([*settings, "rollout.prompts_per_step=6"]), [], MetricsTable(tmp_path))
         assert trainer.num_devices == 3
