@@ -182,6 +182,8 @@ class RLVRModule(EvaluatedModule):
             "policy_version": self.policy_version,
             "fingerprint": self._fingerprint,
             "baseline": self.baseline,
+            "evaluation": self.evaluation,
+            "evaluated_version": self.evaluated_version,
             "epoch_metrics": self.epoch_metrics,
             "sums": from_all_ranks([self.diagnostics.sums()]),
             "controller": None if self.driver is None else self.driver.state_dict(),
@@ -191,11 +193,8 @@ class RLVRModule(EvaluatedModule):
         """Go on from there.
 
         Raises:
-            CheckpointError: it is not a checkpoint of this project, or was trained from another model or with
-                another controller.
+            CheckpointError: it was trained from another model or with another controller.
         """
-        if "rlvr" not in checkpoint:
-            raise CheckpointError("the checkpoint was not written by rlvr_lightning")
         state = checkpoint["rlvr"]
         if state["fingerprint"] != self._fingerprint:
             raise CheckpointError(
@@ -203,6 +202,7 @@ class RLVRModule(EvaluatedModule):
                 "began with"
             )
         self.policy_version, self.baseline = state["policy_version"], state["baseline"]
+        self.evaluation, self.evaluated_version = state["evaluation"], state["evaluated_version"]
         self.epoch_metrics = state["epoch_metrics"]
         self.diagnostics.resume(state["sums"], self.trainer.global_rank, self.trainer.world_size)
         if self.driver is not None and state.get("controller") is not None:

@@ -112,15 +112,19 @@ def test_a_model_folder_without_tokenizer(tmp_path: Path, capsys: pytest.Capture
     assert f"model.path={tmp_path} has no usable tokenizer" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04broken"])
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b'{"format": 1, "step": 1', b'{"format": 2}', b"[]"])
 def test_a_corrupt_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes) -> None:
     from omegaconf import OmegaConf
 
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / "last.ckpt").write_bytes(content)
-    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(compose(["conf=archer"])))
+    (tmp_path / "checkpoints" / "step_00000001").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "step_00000001" / "state.json").write_bytes(content)
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(compose(["conf=archer", "engine=transformers"])))
     assert main(("fit", f"resume={tmp_path}")) == 2
-    assert "last.ckpt is no readable checkpoint" in capsys.readouterr().err
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert lines == [f"error: there is no complete checkpoint in {tmp_path / 'checkpoints'}"]
+    (tmp_path / "checkpoints" / "last.ckpt").write_bytes(b"")
+    assert main(("fit", f"resume={tmp_path}")) == 2
+    assert "last.ckpt was written by an older version" in capsys.readouterr().err
     assert main(("fit", f"resume={tmp_path}", "partitioner=single")) == 2
     assert "a resumed run keeps its components; partitioner cannot be set" in capsys.readouterr().err
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import lightning as L
 import pytest
-import torch
 from lightning.pytorch.callbacks import Callback
 from test_controllers import follow
 from training import SMALL, fit, widest_difference
@@ -18,6 +17,7 @@ from rlvr_lightning.config.compose import compose
 from rlvr_lightning.config.derived import DerivedNumbers
 from rlvr_lightning.errors import ConfigError
 from rlvr_lightning.methods.controllers.target import Target
+from rlvr_lightning.training.checkpoint_io import newest, read_state
 
 # Two optimizer steps an epoch, each of several micro-batches of uneven size.
 TWO_STEPS = ("conf=entropy_bonus", "rollout.prompts_per_step=4", "trainer.micro_batch_size=5")
@@ -69,7 +69,7 @@ def test_in_a_run_the_setting_moves_once_a_step(unbroken: tuple[Path, Recorder, 
 
 
 def controller_state(folder: Path) -> Any:
-    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=False)["rlvr"]["controller"]
+    return read_state(newest(folder / "checkpoints"))["module"]["rlvr"]["controller"]
 
 
 def test_a_resumed_run_with_a_controller_ends_where_an_unbroken_one_does(

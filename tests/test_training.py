@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from omegaconf import OmegaConf
-from training import SMALL, fit, last_checkpoint, weights, widest_difference
+from training import SMALL, fit, weights, widest_difference
 
 from rlvr_lightning.cli.main import main
 from rlvr_lightning.config.build import build_data, build_module, build_run, component
@@ -20,6 +21,7 @@ from rlvr_lightning.errors import CheckpointError, ConfigError
 from rlvr_lightning.evaluation.metrics import AvgAtK
 from rlvr_lightning.models.policy import Policy
 from rlvr_lightning.models.source import ModelSource
+from rlvr_lightning.training.checkpoint_io import newest
 from rlvr_lightning.types import Problem, Verdict
 from rlvr_lightning.verifiers.exact import ExactVerifier
 
@@ -39,8 +41,9 @@ def logged(folder: Path, name: str) -> list[float]:
 
 
 def test_a_run_leaves_everything_behind(archer: Path) -> None:
-    for name in ("config.yaml", "versions.json", "curves.png", "checkpoints/last.ckpt", "checkpoints/best.ckpt"):
+    for name in ("config.yaml", "versions.json", "curves.png", "checkpoints/best.json"):
         assert (archer / name).stat().st_size > 0, name
+    assert newest(archer / "checkpoints").name == "step_00000016"
     assert (archer / "curves.png").read_bytes()[:4] == b"\x89PNG"
     assert list(archer.glob("tensorboard/version_0/events*"))
     assert json.loads((archer / "versions.json").read_text())["torch"] == torch.__version__
@@ -213,14 +216,16 @@ def test_a_failing_verifier_is_counted_and_named_and_gives_no_reward(
 
 
 def test_a_foreign_checkpoint_is_refused(archer: Path, tmp_path: Path) -> None:
-    held = torch.load(archer / "checkpoints" / "last.ckpt", weights_only=False)
-    held["rlvr"]["fingerprint"] = "another"
-    (tmp_path / "checkpoints").mkdir()
-    torch.save(held, tmp_path / "checkpoints" / "last.ckpt")
+    shutil.copytree(archer / "checkpoints", tmp_path / "checkpoints")
+    state = newest(tmp_path / "checkpoints") / "state.json"
+    held = json.loads(state.read_text())
+    held["state"]["module"]["rlvr"]["fingerprint"] = "another"
+    state.write_text(json.dumps(held))
     cfg = compose(["conf=archer", "engine=transformers", f"output_dir={tmp_path}", f"resume={tmp_path}"])
+    cfg.trainer.max_epochs = 5
     with pytest.raises(CheckpointError, match="was trained from another model than model.path=tiny"):
         build_run(cfg).fit()
-    assert last_checkpoint(tmp_path).keys() == held["state_dict"].keys()
+    assert not (tmp_path / "config.yaml").exists()
 
 
 def test_sampling_and_scoring_temperatures_must_agree(tmp_path: Path) -> None:

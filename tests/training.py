@@ -8,6 +8,8 @@ import torch
 
 from rlvr_lightning.config.build import Run, build_run
 from rlvr_lightning.config.compose import compose
+from rlvr_lightning.training.checkpoint_io import WEIGHTS, newest
+from rlvr_lightning.training.shards import load_shards, saved_tensors
 
 SMALL = (
     "engine=transformers",
@@ -35,10 +37,11 @@ def weights(run: Run) -> torch.Tensor:
 
 
 def last_checkpoint(folder: Path) -> dict[str, torch.Tensor]:
-    """The weights of `last.ckpt`."""
-    held = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=False)
-    state: dict[str, torch.Tensor] = held["state_dict"]
-    return state
+    """All tensors of the newest checkpoint but the random state: the weights and the optimizer's."""
+    path = newest(folder / "checkpoints") / WEIGHTS
+    held = {name: torch.zeros(shape, dtype=dtype) for name, (shape, dtype) in saved_tensors(path).items()}
+    load_shards(path, held, None)
+    return {name: value for name, value in held.items() if not name.startswith("random.")}
 
 
 def widest_difference(one: Path, other: Path) -> float:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from rlvr_lightning.config.build import checkpoint_path, model_source
+from rlvr_lightning.config.build import model_source
 from rlvr_lightning.errors import CheckpointError, ConfigError
 from rlvr_lightning.models.policy import Policy
 from rlvr_lightning.models.source import ModelSource
-from rlvr_lightning.training.checkpoint_io import read_checkpoint
+from rlvr_lightning.training.checkpoint_io import chosen, read_tensors
 
 
 def load_policy(source: ModelSource, checkpoint: Path) -> Policy:
@@ -20,14 +20,12 @@ def load_policy(source: ModelSource, checkpoint: Path) -> Policy:
     Raises:
         CheckpointError: it is corrupt, or of another model or another kind of adapters.
     """
-    held = read_checkpoint(checkpoint)
     policy = Policy(source)
-    prefix = "policy."
-    state = {name.removeprefix(prefix): value for name, value in held["state_dict"].items() if name.startswith(prefix)}
+    trained = {f"policy.{name}": weight.detach() for name, weight in policy.named_parameters() if weight.requires_grad}
     try:
-        policy.load_state_dict(state)
-    except RuntimeError as error:
-        raise CheckpointError(f"{checkpoint} does not fit model.path={source.path}: {str(error)[:200]}") from error
+        read_tensors(checkpoint, trained)
+    except CheckpointError as error:
+        raise CheckpointError(f"{checkpoint} does not fit model.path={source.path}: {error}") from error
     return policy
 
 
@@ -44,7 +42,7 @@ def export_run(cfg: DictConfig) -> Path:
     if target.exists() and any(target.iterdir()):
         raise ConfigError(f"export.path={target} is not empty: choose another folder")
     source = model_source(cfg)
-    policy = load_policy(source, checkpoint_path(folder, cfg.export.checkpoint))
+    policy = load_policy(source, chosen(folder / "checkpoints", cfg.export.checkpoint))
     return export_policy(policy, source, target)
 
 

@@ -35,14 +35,14 @@ def _build(cfg: DictConfig) -> Run:
 
 
 def fit(cfg: DictConfig) -> None:
-    """Train, then measure once more where the last epoch was not validated."""
+    """Train; the last epoch is measured in any case."""
     run = _build(cfg)
     try:
         run.fit()
     except SystemExit as end:  # Lightning's way out of Ctrl-C, after the checkpoint is written
         if not run.trainer.interrupted:
             raise
-        resumable = (run.output_dir / "checkpoints" / "last.ckpt").exists()
+        resumable = any((run.output_dir / "checkpoints").glob("step_*"))
         ending = (
             f"; go on with: fit resume={run.output_dir}" if resumable else " before training began: nothing is lost"
         )
@@ -55,14 +55,16 @@ def fit(cfg: DictConfig) -> None:
 def validate(cfg: DictConfig) -> None:
     """avg@k and pass@k on the held-out problems."""
     run = _build(cfg)
-    run.trainer.validate(run.module, run.data, ckpt_path=_checkpoint(cfg), verbose=False, weights_only=False)
+    run.load()
+    run.trainer.validate(run.module, run.data, verbose=False)
     _show(run)
 
 
 def test(cfg: DictConfig) -> None:
     """The same through Lightning's test loop."""
     run = _build(cfg)
-    run.trainer.test(run.module, run.data, ckpt_path=_checkpoint(cfg), verbose=False, weights_only=False)
+    run.load()
+    run.trainer.test(run.module, run.data, verbose=False)
     _show(run)
 
 
@@ -71,7 +73,8 @@ def predict(cfg: DictConfig) -> None:
     from rlvr_lightning.rollout.store import rollout_record, write_records
 
     run = _build(cfg)
-    run.trainer.predict(run.module, run.data, ckpt_path=_checkpoint(cfg), weights_only=False, return_predictions=False)
+    run.load()
+    run.trainer.predict(run.module, run.data, return_predictions=False)
     rollouts = run.module.predictions
     rank = f".rank_{run.trainer.global_rank}" if run.trainer.world_size > 1 else ""
     path = run.output_dir / f"predictions{rank}.jsonl.gz"
@@ -95,12 +98,6 @@ def pretrain(cfg: DictConfig) -> None:
     _logging()
     path = make(component(cfg, "task"), component(cfg, "pretrain"), Path(cfg.output_dir))
     Console().print(f"model: {path}", soft_wrap=True)
-
-
-def _checkpoint(cfg: DictConfig) -> Path | None:
-    from rlvr_lightning.config.build import checkpoint_path
-
-    return None if cfg.resume is None else checkpoint_path(Path(cfg.output_dir), cfg.export.checkpoint)
 
 
 def _show(run: Run) -> None:

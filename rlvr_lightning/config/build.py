@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 
+from rlvr_lightning.callbacks.measure import MeasureAtTheEnd
 from rlvr_lightning.callbacks.outputs import CurvesCallback, ProvenanceCallback
 from rlvr_lightning.callbacks.screen import ScreenCallback
 from rlvr_lightning.callbacks.table import MetricsTable, TableCallback
@@ -23,12 +24,13 @@ from rlvr_lightning.config.checks import check_judge, check_kinds
 from rlvr_lightning.config.compose import explain
 from rlvr_lightning.config.derived import DerivedNumbers
 from rlvr_lightning.datamodule import RolloutDataModule
-from rlvr_lightning.errors import CheckpointError, ConfigError, HardwareError
+from rlvr_lightning.errors import ConfigError, HardwareError
 from rlvr_lightning.models.source import ModelSource
 from rlvr_lightning.module import RLVRModule
 from rlvr_lightning.rollout.checks import check_on_policy
 from rlvr_lightning.rollout.micro_batches import Budget
-from rlvr_lightning.training.checkpoints import LastCheckpoint, best_checkpoint
+from rlvr_lightning.training.checkpoint_io import chosen, newest, read_state
+from rlvr_lightning.training.checkpoints import Checkpoints, Resume
 from rlvr_lightning.training.interrupt import InterruptCallback
 from rlvr_lightning.training.optim import OptimSettings
 from rlvr_lightning.training.sharding import ShardSettings
@@ -46,6 +48,7 @@ class Run:
     module: RLVRModule
     data: RolloutDataModule
     derived: DerivedNumbers
+    resume: Resume
 
     @property
     def output_dir(self) -> Path:
@@ -53,16 +56,27 @@ class Run:
         return Path(self.cfg.output_dir)
 
     def fit(self) -> None:
-        """Train, from the start or from the checkpoint of `resume`."""
-        checkpoint = None
-        if self.cfg.resume is not None:
-            from rlvr_lightning.training.checkpoint_io import read_checkpoint
+        """Train, from the start or from the newest complete checkpoint of `resume`.
 
-            checkpoint = checkpoint_path(self.output_dir, "last")
-            read_checkpoint(checkpoint)  # a corrupt or foreign one is found out before anything is set up
-        self.trainer.fit(self.module, self.data, ckpt_path=checkpoint, weights_only=False)
-        if self.module.evaluated_version != self.module.policy_version:
-            self.trainer.validate(self.module, self.data, verbose=False)
+        Raises:
+            CheckpointError: there is none.
+        """
+        if self.cfg.resume is not None:
+            self.resume.checkpoint = newest(self.output_dir / "checkpoints")
+            epochs = read_state(self.resume.checkpoint)["progress"]["epochs"]
+            if epochs >= self.cfg.trainer.max_epochs:
+                log.info("finished: %s epochs are done; trainer.max_epochs=N with more of them goes on", epochs)
+                return
+        self.trainer.fit(self.module, self.data)
+
+    def load(self) -> None:
+        """Let the other verbs begin with the policy that `export.checkpoint` chooses of `resume`.
+
+        Raises:
+            CheckpointError: there is none.
+        """
+        if self.cfg.resume is not None:
+            self.resume.checkpoint = chosen(self.output_dir / "checkpoints", self.cfg.export.checkpoint)
 
 
 # Warnings of libraries about what is meant: no dropout to switch on, values reduced over ranks before they are logged,
@@ -77,7 +91,6 @@ MEANT = (
     r".*is_gradient_checkpointing. is deprecated.*",
     # Rollouts are kept on disk: resuming in the middle of an epoch goes on with the same ones.
     r"You're resuming from a checkpoint that ended before the epoch ended.*",
-    r"Checkpoint directory .* exists and is not empty.*",
 )
 
 
@@ -169,23 +182,24 @@ def build_run(cfg: DictConfig, callbacks: list[Callback] | None = None) -> Run:
     module = build_module(cfg, source)
     check_on_policy(data, module.objective)
     source.tokenizer  # noqa: B018 - a model folder without one is found out now
-    table = MetricsTable(Path(cfg.output_dir))
-    trainer = build_trainer(cfg, [*(callbacks or []), *default_callbacks(cfg, table)], table)
-    return Run(cfg, trainer, module, data, derived)
+    table, resume = MetricsTable(Path(cfg.output_dir)), Resume()
+    trainer = build_trainer(cfg, [resume, *(callbacks or []), *default_callbacks(cfg, table)], table)
+    return Run(cfg, trainer, module, data, derived, resume)
 
 
 def default_callbacks(cfg: DictConfig, table: MetricsTable) -> list[Callback]:
     """Screen, checkpoints and outputs."""
     folder = Path(cfg.output_dir)
-    checkpoints = folder / "checkpoints"
+    settings = cfg.trainer
+    every = (settings.val_every_n_epochs, settings.save_every_n_steps, settings.save_every_n_minutes)
     return [
         InterruptCallback(),
-        ScreenCallback(cfg.trainer.show_every_n_epochs),
+        MeasureAtTheEnd(),
+        ScreenCallback(settings.show_every_n_epochs),
         ProvenanceCallback(folder, OmegaConf.to_yaml(cfg, resolve=True)),
         TableCallback(table),
         CurvesCallback(folder),
-        LastCheckpoint(checkpoints, cfg.trainer.val_every_n_epochs),
-        best_checkpoint(checkpoints),
+        Checkpoints(folder / "checkpoints", *every),
     ]
 
 
@@ -250,15 +264,3 @@ def check_hardware(cfg: DictConfig) -> None:
             + (f" of {smallest:.0f} GiB" if here else "")
             + ": run it there, or set hardware.gpus=0 to try all the same"
         )
-
-
-def checkpoint_path(folder: Path, which: str) -> Path:
-    """`best` or `last` of an output folder, or a file.
-
-    Raises:
-        CheckpointError: there is none.
-    """
-    path = folder / "checkpoints" / f"{which}.ckpt" if which in ("best", "last") else Path(which).expanduser()
-    if not path.exists():
-        raise CheckpointError(f"there is no checkpoint {path}")
-    return path
