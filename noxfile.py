@@ -74,3 +74,10 @@ def notebooks(session: nox.Session) -> None:
     )
     for path in sorted(Path("notebooks").glob("*.ipynb")):
         session.run("python", "-c", code, str(path))
+
+
+@nox.session
+def mutation(session: nox.Session) -> None:
+    """Would the tests notice? Seeded mutants, judged by the tests that execute them: `-- --count 300 --seed 0`."""
+    session.install("-e", ".[dev,datasets]", "cosmic-ray>=8.7,<9", "coverage>=7.10")
+    session.run("python", "-m", "mutation.run", *session.posargs, env={"PYTHONPATH": "tests", "OMP_NUM_THREADS": "1"})

@@ -1,0 +1,105 @@
+"""Who judges a mutant: the fast tests that execute its lines, fastest first. Recorded once, file by file."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import coverage
+from cosmic_ray.work_item import MutationSpec
+
+
+def test_files(root: Path) -> list[Path]:
+    """Every file of tests."""
+    return sorted((root / "tests").rglob("test_*.py"))
+
+
+def record(root: Path, folder: Path) -> list[Path]:
+    """Run each test file that has not been recorded yet under coverage. Returns those newly recorded."""
+    new = []
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in test_files(root):
+        held = folder / "_".join(path.relative_to(root).parts)
+        if held.with_suffix(".py.json").exists():
+            continue
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(root / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])]),
+            "MUTATION_SECONDS": str(held.with_suffix(".py.json")),
+            "COVERAGE_FILE": str(held.with_suffix(".py.cov")),
+        }
+        measure = [sys.executable, "-m", "coverage", "run", "--source=rlvr_lightning", "-m", "pytest", "-q"]
+        arguments = ["-m", "not slow", "-p", "mutation.recorder", str(path)]
+        subprocess.run([*measure, *arguments], cwd=root, env=environment, check=False)
+        new.append(path)
+    return new
+
+
+@dataclass(frozen=True)
+class Judges:
+    """What was recorded.
+
+    Args:
+        seconds: of each test that passed.
+        lines: by file and line, the tests that executed it.
+    """
+
+    seconds: dict[str, float]
+    lines: dict[str, dict[int, set[str]]]
+
+    @classmethod
+    def load(cls, root: Path, folder: Path) -> Judges:
+        """Everything recorded so far."""
+        seconds: dict[str, float] = {}
+        lines: dict[str, dict[int, set[str]]] = {}
+        for path in sorted(folder.glob("*.py.json")):
+            seconds |= json.loads(path.read_text())
+            data = coverage.CoverageData(str(path.with_suffix(".cov")))
+            data.read()
+            for file in data.measured_files():
+                where = lines.setdefault(str(Path(file).relative_to(root)), {})
+                for line, tests in data.contexts_by_lineno(file).items():
+                    where.setdefault(line, set()).update(tests)
+        return cls(seconds, lines)
+
+    def of(self, mutation: MutationSpec, source: str, budget: float) -> list[str]:
+        """Tests of a mutant, fastest first, as many as take `budget` seconds.
+
+        A line that runs at import alone (a constant, a default) belongs to whoever uses the file.
+        """
+        held = self.lines.get(str(mutation.module_path), {})
+        wanted = statement_lines(source, mutation.start_pos[0], mutation.end_pos[0])
+        tests = {name for line in wanted for name in held.get(line, ())} & self.seconds.keys()
+        tests = tests or {name for names in held.values() for name in names} & self.seconds.keys()
+        chosen, spent = [], 0.0
+        for name in sorted(tests, key=lambda name: (self.seconds[name], name)):
+            spent += self.seconds[name]
+            if chosen and spent > budget:
+                break
+            chosen.append(name)
+        return chosen
+
+
+def statement_lines(source: str, start: int, end: int) -> range:
+    """Lines of the innermost statement around some lines; of a compound one its head alone."""
+    best = range(start, end + 1)
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.stmt) or node.end_lineno is None:
+            continue
+        body = getattr(node, "body", None)
+        last = body[0].lineno - 1 if body else node.end_lineno
+        if node.lineno <= start and end <= last:
+            best = range(node.lineno, last + 1)
+    if isinstance(best, range) and _is_head_of_function(source, best.start):
+        return range(0)
+    return best
+
+
+def _is_head_of_function(source: str, line: int) -> bool:
+    kinds = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+    return any(isinstance(node, kinds) and node.lineno == line for node in ast.walk(ast.parse(source)))
