@@ -27,6 +27,7 @@ Verbs
   test        the same, as a table for reports
   predict     sample responses to the held-out problems into predictions.jsonl.gz
   export      write a run's policy as a Hugging Face folder (adapters merged)
+  plan        what a run will need of memory, disk and work, and whether it fits, before a weight is loaded
   pretrain    make the bundled tiny model from nothing
   completion  print the shell completion script (bash, zsh or fish)
 
@@ -44,6 +45,7 @@ Options
 
 Examples
   python -m rlvr_lightning fit conf=archer
+  python -m rlvr_lightning plan conf=lp_reg_qwen2_5_32b
   python -m rlvr_lightning fit conf=archer partitioner.quantile=0.9 regularizer=[lp_reg] seed=1
   python -m rlvr_lightning fit conf=grpo model.path=DIR task=jsonl task.path=train.jsonl.gz engine=vllm
   python -m rlvr_lightning fit -m conf=grpo,archer,lp_reg seed=0,1,2

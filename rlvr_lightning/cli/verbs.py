@@ -100,6 +100,15 @@ def pretrain(cfg: DictConfig) -> None:
     Console().print(f"model: {path}", soft_wrap=True)
 
 
+def plan(cfg: DictConfig) -> None:
+    """Say what a run will need, and whether it is there."""
+    from rlvr_lightning.cli.plan import show_plan
+    from rlvr_lightning.config.build import quiet
+
+    quiet()
+    show_plan(cfg, Console())
+
+
 def _show(run: Run) -> None:
     if not run.trainer.is_global_zero:
         return
@@ -117,5 +126,6 @@ VERBS: dict[str, Verb] = {
     "test": test,
     "predict": predict,
     "export": export,
+    "plan": plan,
     "pretrain": pretrain,
 }

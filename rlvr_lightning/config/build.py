@@ -23,6 +23,7 @@ from rlvr_lightning.callbacks.table import MetricsTable, TableCallback
 from rlvr_lightning.config.checks import check_judge, check_kinds
 from rlvr_lightning.config.compose import explain
 from rlvr_lightning.config.derived import DerivedNumbers
+from rlvr_lightning.config.planned import check_memory
 from rlvr_lightning.datamodule import RolloutDataModule
 from rlvr_lightning.errors import ConfigError, HardwareError
 from rlvr_lightning.models.source import ModelSource
@@ -181,6 +182,7 @@ def build_run(cfg: DictConfig, callbacks: list[Callback] | None = None) -> Run:
     data = build_data(cfg, source, component(cfg, "engine"))
     module = build_module(cfg, source)
     check_on_policy(data, module.objective)
+    check_memory(cfg, module.objective, source.lora)
     source.tokenizer  # noqa: B018 - a model folder without one is found out now
     table, resume = MetricsTable(Path(cfg.output_dir)), Resume()
     trainer = build_trainer(cfg, [resume, *(callbacks or []), *default_callbacks(cfg, table)], table)

@@ -1,0 +1,183 @@
+"""From a configuration to what the forecast reads, and the refusal of what cannot fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from rlvr_lightning.config.derived import first_rank
+from rlvr_lightning.errors import ConfigError, HardwareError, ModelError
+from rlvr_lightning.models.recompute import every_nth
+from rlvr_lightning.models.shapes import ModelShape, model_shape
+from rlvr_lightning.models.source import ModelSource
+from rlvr_lightning.objective.objective import Objective
+from rlvr_lightning.rollout.engines.dtypes import engine_dtype
+from rlvr_lightning.rollout.engines.vllm_engine import vllm_installed
+from rlvr_lightning.training.forecast.forecast import Forecast, forecast
+from rlvr_lightning.training.forecast.remedies import remedies
+from rlvr_lightning.training.forecast.setup import GIB, EngineSetup, RolloutSetup, Setup
+from rlvr_lightning.training.precision import compute_dtype
+
+
+def setup_of(cfg: DictConfig, objective: Objective, lora: Any) -> Setup:
+    """A run's settings as far as memory and work depend on them.
+
+    Args:
+        cfg: as composed.
+        objective: says whether a reference and which statistics are needed.
+        lora: a `peft.LoraConfig`, or None.
+
+    Raises:
+        ConfigError: settings contradict each other.
+        ModelError: the model's shape is nowhere here, or of an architecture not known.
+    """
+    shape = model_shape(ModelSource(cfg.model.path).folder)
+    accelerator = _accelerator(cfg)
+    devices = _devices(cfg, accelerator)
+    rollout = _rollout(cfg, shape)
+    reference = objective.requires_ref
+    dtype = compute_dtype(cfg.trainer.precision)
+    return Setup(
+        shape=shape,
+        accelerator=accelerator,
+        device_memory=_device_memory(cfg) if accelerator == "gpu" else None,
+        host_memory=_host_memory(accelerator),
+        devices=devices,
+        num_nodes=cfg.trainer.num_nodes,
+        strategy=cfg.strategy.name,
+        shard_over="all",
+        reshard=True,
+        reduce_each_step=False,
+        cpu_offload=False,
+        half=dtype.itemsize == 2,
+        recompute=every_nth(cfg.model.gradient_checkpointing),
+        attention="sdpa",
+        micro_batch_tokens=_budget(cfg, rollout),
+        optimizer=cfg.optim.name,
+        adapter_rank=None if lora is None else lora.r,
+        adapter_targets="all-linear" if lora is None else _targets(lora.target_modules),
+        reference=reference and lora is None,
+        statistics=len(objective.requires),
+        kept_passes=int(rollout.steps > 1) + int(reference),
+        engine=_engine(cfg, engine_dtype(cfg.engine.dtype, dtype).itemsize),
+        rollout=rollout,
+    )
+
+
+def _targets(modules: Any) -> str | list[str]:
+    """Names of linear layers; a pattern may mean all of them."""
+    return "all-linear" if isinstance(modules, str) or modules is None else sorted(modules)
+
+
+def _accelerator(cfg: DictConfig) -> Any:
+    import torch
+
+    if cfg.trainer.accelerator == "auto":
+        return "gpu" if torch.cuda.is_available() or cfg.hardware.gpus else "cpu"
+    return "gpu" if cfg.trainer.accelerator in ("gpu", "cuda") else "cpu"
+
+
+def _devices(cfg: DictConfig, accelerator: str) -> int:
+    import torch
+
+    if isinstance(cfg.trainer.devices, int):
+        return cfg.trainer.devices
+    if accelerator == "cpu":
+        return 1
+    return torch.cuda.device_count() or max(1, cfg.hardware.gpus // cfg.trainer.num_nodes)
+
+
+def _device_memory(cfg: DictConfig) -> float | None:
+    """Of the smallest GPU here; without one, what the configuration asks for [bytes]."""
+    import torch
+
+    here = [torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count())]
+    named = cfg.hardware.gpu_memory_gb * GIB
+    return float(min(here)) if here else float(named) or None
+
+
+def _host_memory(accelerator: str) -> float | None:
+    """What this host has to spare [bytes]; None where it is not the host the run is for, or does not say."""
+    import torch
+
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.exists() or (accelerator == "gpu" and not torch.cuda.is_available()):
+        return None
+    held = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+    return float(held["MemAvailable"].split()[0]) * 1024
+
+
+def _rollout(cfg: DictConfig, shape: ModelShape) -> RolloutSetup:
+    rollout = cfg.rollout
+    prompt = rollout.max_prompt_tokens
+    if shape.positions is not None:
+        prompt = min(prompt, shape.positions - rollout.max_new_tokens)
+    if prompt < 1:
+        raise ConfigError(
+            f"rollout.max_new_tokens={rollout.max_new_tokens} leaves no room for a prompt: the model has "
+            f"{shape.positions} positions"
+        )
+    return RolloutSetup(
+        rollout.prompts_per_epoch,
+        rollout.prompts_per_step or rollout.prompts_per_epoch,
+        rollout.passes,
+        rollout.group_size,
+        rollout.generation_batches,
+        prompt,
+        rollout.max_new_tokens,
+        cfg.trainer.max_epochs,
+    )
+
+
+def _budget(cfg: DictConfig, rollout: RolloutSetup) -> int:
+    """Tokens of a micro-batch at most, `trainer.micro_batch_size` responses of full length included."""
+    tokens, rows = cfg.trainer.micro_batch_tokens, cfg.trainer.micro_batch_size
+    return int(tokens if rows is None else min(tokens, rows * rollout.length))
+
+
+def _engine(cfg: DictConfig, number_bytes: int) -> EngineSetup:
+    kind = str(cfg.engine._target_).rpartition(".")[2]
+    if kind == "VLLMEngine":
+        return EngineSetup("vllm", number_bytes, cfg.engine.gpu_memory_utilization, cfg.engine.cpu_kv_cache_gb * GIB)
+    if kind == "TransformersEngine":
+        return EngineSetup("transformers", number_bytes, batch_size=cfg.engine.batch_size)
+    if kind == "auto_engine" and vllm_installed():
+        return EngineSetup("vllm", number_bytes, 0.4, GIB)
+    # Of an engine of somebody's own, at least a copy of the weights.
+    return EngineSetup("transformers", number_bytes)
+
+
+def check_memory(cfg: DictConfig, objective: Objective, lora: Any) -> None:
+    """Refuse a run that needs more memory than is here, beyond what the forecast may be wrong by.
+
+    Raises:
+        HardwareError: it does; the message names what would make it fit.
+    """
+    if not cfg.hardware.check or not first_rank():
+        return
+    try:
+        planned = forecast(setup_of(cfg, objective, lora))
+    except ModelError:  # an architecture whose needs are not known here
+        return
+    if planned.certainly_too_large:
+        short = planned.certainly_too_large[0]
+        raise HardwareError(
+            f"{cfg.name} needs {short.needed / GIB:.1f} GiB of {short.place}, and {short.there / GIB:.1f} are there: "
+            f"{advice(planned)}; hardware.check=false tries it all the same"
+        )
+
+
+def advice(planned: Forecast) -> str:
+    """What would make it fit, with the resulting totals, in one line."""
+    ways = remedies(planned.setup)
+    if not ways:
+        return "no setting known here makes it fit"
+    named = [f"{' '.join(way.overrides)} ({total(way.forecast) / GIB:.1f} GiB)" for way in ways]
+    return f"it would fit with {', or '.join(named)}"
+
+
+def total(planned: Forecast) -> float:
+    """What is short where something is: a GPU's memory, or on the CPU the host's [bytes]."""
+    return planned.device_total if planned.setup.accelerator == "gpu" else planned.host_total

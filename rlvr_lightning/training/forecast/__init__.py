@@ -1,0 +1,1 @@
+"""What a run will need, by arithmetic alone: memory of each rank and host, disk, tokens and operations."""
