@@ -76,14 +76,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: without the program's name; the process's own by default.
 
     Returns:
-        The exit code: 0, or 2 after an error addressed to the user.
+        The exit code: 0, or 2 after an error addressed to the user; with several ranks every error ends in 1.
     """
+    from rlvr_lightning.training import watch
+
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         return _dispatch(arguments)
     except RLVRError as error:
+        watch.fail(error)
         sys.stderr.write(f"error: {error}\n")
         return 2
+    except KeyboardInterrupt:
+        watch.interrupt()
+        raise
+    except Exception as error:
+        watch.fail(error)
+        raise
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -145,7 +154,11 @@ def _compose_and_run(verb: Callable[[DictConfig], None], name: str, arguments: S
 
     from rlvr_lightning.config.compose import config_dir, experiment_override, explain
     from rlvr_lightning.config.resuming import split
+    from rlvr_lightning.training import watch
 
+    # Before torch is imported: with huge pages the chunks of logits, mapped anew each time, cost a CPU half as much.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    watch.begin_where_launched()
     # A resumed run's overrides are of its own configuration, which Hydra does not know.
     translated, later = split([experiment_override(argument) for argument in reorder(arguments)], VALUED)
     original = sys.argv
@@ -156,15 +169,14 @@ def _compose_and_run(verb: Callable[[DictConfig], None], name: str, arguments: S
         sys.argv = [original[0], name, *arguments]
         try:
             verb(_settled(cfg, later, training=name == "fit"))
-        except RLVRError as error:  # Hydra would print a traceback; a sweep goes on with its other runs
-            failures.append(error)
-        except (HydraException, OmegaConfBaseException) as error:
-            failures.append(explain(error))
+        except (RLVRError, HydraException, OmegaConfBaseException) as error:
+            # Hydra would print a traceback; a sweep goes on with its other runs.
+            told = explain(error)
+            watch.fail(told)
+            failures.append(told)
 
     # Hydra prints tracebacks of its own unless asked to raise.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    # Before torch is imported: with huge pages the chunks of logits, mapped anew each time, cost a CPU half as much.
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     sys.argv = [original[0], *translated]
     primary = "pretrain" if name == "pretrain" else "config"
     try:

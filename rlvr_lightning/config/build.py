@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 
+from rlvr_lightning.callbacks.failure import FailureCallback
 from rlvr_lightning.callbacks.measure import MeasureAtTheEnd
 from rlvr_lightning.callbacks.outputs import CurvesCallback, ProvenanceCallback
 from rlvr_lightning.callbacks.screen import ScreenCallback
@@ -185,7 +186,8 @@ def build_run(cfg: DictConfig, callbacks: list[Callback] | None = None) -> Run:
     check_memory(cfg, module.objective, source.lora)
     source.tokenizer  # noqa: B018 - a model folder without one is found out now
     table, resume = MetricsTable(Path(cfg.output_dir)), Resume()
-    trainer = build_trainer(cfg, [resume, *(callbacks or []), *default_callbacks(cfg, table)], table)
+    mine = [FailureCallback(), resume, *(callbacks or [])]
+    trainer = build_trainer(cfg, [*mine, *default_callbacks(cfg, table)], table)
     return Run(cfg, trainer, module, data, derived, resume)
 
 

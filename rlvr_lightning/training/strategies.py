@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
 from rlvr_lightning.errors import ConfigError
+from rlvr_lightning.training.launcher import COLLECTIVE_LIMIT, Watched
 
 if TYPE_CHECKING:
     from lightning.pytorch.strategies import Strategy
@@ -14,11 +15,15 @@ if TYPE_CHECKING:
 StrategyName = Literal["single", "ddp", "fsdp"]
 
 
-class ShardedStrategy(ModelParallelStrategy):
+class ReplicatedStrategy(Watched, DDPStrategy):
+    """A replica of the policy on each rank."""
+
+
+class ShardedStrategy(Watched, ModelParallelStrategy):
     """FSDP2 over all ranks there turn out to be; "auto" would mean tensor parallelism inside a node."""
 
     def __init__(self) -> None:
-        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False)
+        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False, timeout=COLLECTIVE_LIMIT)
 
     def setup_environment(self) -> None:
         """Start the process group and make the mesh, once Lightning knows its devices."""
@@ -38,7 +43,7 @@ def make_strategy(name: StrategyName) -> Strategy | str:
     if name == "single":
         return "auto"
     if name == "ddp":
-        return DDPStrategy(find_unused_parameters=False)
+        return ReplicatedStrategy(find_unused_parameters=False, timeout=COLLECTIVE_LIMIT)
     if name == "fsdp":
         return ShardedStrategy()
     raise ConfigError(f"strategy.name must be single, ddp or fsdp; got {name!r}")
