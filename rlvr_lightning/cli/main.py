@@ -171,7 +171,7 @@ def _compose_and_run(verb: Callable[[DictConfig], None], name: str, arguments: S
             verb(_settled(cfg, later, training=name == "fit"))
         except (RLVRError, HydraException, OmegaConfBaseException) as error:
             # Hydra would print a traceback; a sweep goes on with its other runs.
-            told = explain(error)
+            told = error if isinstance(error, RLVRError) else explain(error)
             watch.fail(told)
             failures.append(told)
 
