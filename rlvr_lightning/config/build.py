@@ -27,6 +27,7 @@ from rlvr_lightning.config.derived import DerivedNumbers
 from rlvr_lightning.config.planned import check_memory
 from rlvr_lightning.datamodule import RolloutDataModule
 from rlvr_lightning.errors import ConfigError, HardwareError
+from rlvr_lightning.models.attention import resolved
 from rlvr_lightning.models.source import ModelSource
 from rlvr_lightning.module import RLVRModule
 from rlvr_lightning.rollout.checks import check_on_policy
@@ -119,7 +120,8 @@ def component(cfg: Any, key: str) -> Any:
 def model_source(cfg: DictConfig) -> ModelSource:
     """The model as configured."""
     lora = None if cfg.peft.config is None else component(cfg.peft, "config")
-    return ModelSource(cfg.model.path, lora, cfg.model.gradient_checkpointing)
+    attention = resolved(cfg.model.attention, cfg.trainer.precision, cfg.trainer.accelerator)
+    return ModelSource(cfg.model.path, lora, cfg.model.gradient_checkpointing, attention)
 
 
 def build_data(cfg: DictConfig, source: ModelSource, engine: Any) -> RolloutDataModule:

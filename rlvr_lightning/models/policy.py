@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from rlvr_lightning.models.attention import packed_lengths, set_attention
 from rlvr_lightning.models.recompute import recompute
 from rlvr_lightning.objective.token_stats import Statistics, token_stats
 from rlvr_lightning.protocols import VocabStatistic
@@ -35,6 +36,7 @@ class Policy(nn.Module):
     def __init__(self, source: ModelSource, *, trainable: bool = True) -> None:
         super().__init__()
         model = source.load()
+        self.attention = set_attention(model, source.attention)
         if trainable:
             recompute(model.get_decoder().layers, source.gradient_checkpointing)
         self.has_adapters = trainable and source.lora is not None
@@ -57,10 +59,11 @@ class Policy(nn.Module):
     ) -> tuple[Float[Tensor, "B T"], Statistics]:
         """Log-probabilities of the response tokens that carry weight, and the statistics [nats]."""
         # Padding comes after what is real, so that causal attention needs no mask for it. Packed responses are told apart
-        # by their positions.
-        hidden = self.causal_lm.get_decoder()(
-            input_ids=batch.input_ids, attention_mask=None, position_ids=positions(batch), use_cache=False
-        ).last_hidden_state
+        # by their positions, or by their lengths.
+        with packed_lengths(lengths(batch)):
+            hidden = self.causal_lm.get_decoder()(
+                input_ids=batch.input_ids, attention_mask=None, position_ids=positions(batch), use_cache=False
+            ).last_hidden_state
         head = self.causal_lm.get_output_embeddings()
         # The state before a token scores it.
         return token_stats(
@@ -90,16 +93,21 @@ class Policy(nn.Module):
             yield name.replace(".base_layer.", "."), weight
 
 
+def lengths(batch: TokenBatch) -> list[int] | None:
+    """Of the responses in a packed row [tokens]; None where rows are responses."""
+    if batch.segments is None:
+        return None
+    found = torch.bincount(batch.segments[0]).tolist()
+    # The first column is scored by nothing and has no segment of its own.
+    return [found[0] + 1, *found[1:]]
+
+
 def positions(batch: TokenBatch) -> Int[Tensor, "B L"]:
     """Position of each column within its response: packed, they begin anew with each."""
-    columns = torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device).expand_as(batch.input_ids)
-    if batch.segments is None:
-        return columns
-    # The first column belongs to the same response as the second: a prompt and a response have a token each at least.
-    segments = torch.cat([batch.segments[:, :1], batch.segments], dim=1)
-    begins = torch.ones_like(segments, dtype=torch.bool)
-    begins[:, 1:] = segments[:, 1:] != segments[:, :-1]
-    return columns - torch.where(begins, columns, 0).cummax(-1).values
+    packed = lengths(batch)
+    if packed is None:
+        return torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device).expand_as(batch.input_ids)
+    return torch.cat([torch.arange(length) for length in packed]).unsqueeze(0).to(batch.input_ids.device)
 
 
 def _gathered(parameter: Tensor) -> Tensor:

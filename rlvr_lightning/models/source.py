@@ -33,6 +33,7 @@ class ModelSource:
         lora: a `peft.LoraConfig` to train adapters instead of the weights, or None.
         gradient_checkpointing: decoder layers computed once more in the backward pass, instead of kept: `none`, `full`
             or n for every n-th; True is `full`, False `none`.
+        attention: the backend policies compute with; `auto` is sdpa, or the model's own where it has no sdpa.
 
     Raises:
         ConfigError: another value of `gradient_checkpointing`.
@@ -41,6 +42,7 @@ class ModelSource:
     path: str = BUNDLED
     lora: Any = None
     gradient_checkpointing: str | int | bool = "none"
+    attention: str = "auto"
 
     def __post_init__(self) -> None:
         every_nth(self.gradient_checkpointing)
