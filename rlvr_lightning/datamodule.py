@@ -19,6 +19,7 @@ from rlvr_lightning.rollout.balance import balanced
 from rlvr_lightning.rollout.buffers import load_buffer, save_buffer
 from rlvr_lightning.rollout.collector import Collected, Collector
 from rlvr_lightning.rollout.gathering import from_all_ranks
+from rlvr_lightning.rollout.isolation import Packing, settled_packing
 from rlvr_lightning.rollout.micro_batches import Budget, Layout
 from rlvr_lightning.rollout.prompts import PromptSource
 from rlvr_lightning.rollout.refill import StepCut
@@ -53,6 +54,8 @@ class RolloutDataModule(L.LightningDataModule):
         generation_batches: with `drop_equal_groups`, at most this many batches of `prompts_per_epoch` prompts are drawn
             until as many groups of unequal rewards are together; 1 leaves their places empty.
         packing: several responses share a row instead of being padded; changes speed and memory, not the result.
+            `auto` packs where the model's attention keeps them apart without a mask.
+        truncated: `mask`: responses cut at `max_new_tokens` carry no weight, but count in their groups' statistics.
         budget: what is in memory at a time when responses are scored and learned from.
         eval_samples: k, responses to each held-out problem.
         seed: of prompt order and sampling.
@@ -81,7 +84,8 @@ class RolloutDataModule(L.LightningDataModule):
         overlong_prompts: Literal["skip", "error"] = "skip",
         drop_equal_groups: bool = False,
         generation_batches: int = 1,
-        packing: bool = False,
+        packing: Packing = "auto",
+        truncated: Literal["keep", "mask"] = "keep",
         budget: Budget | None = None,
         eval_samples: int = 8,
         seed: int = 0,
@@ -94,7 +98,7 @@ class RolloutDataModule(L.LightningDataModule):
         self.prompts_per_step = prompts_per_epoch if prompts_per_step is None else prompts_per_step
         self.max_prompt_tokens, self.overlong_prompts = max_prompt_tokens, overlong_prompts
         self.drop_equal_groups, self.generation_batches = drop_equal_groups, generation_batches
-        self.eval_samples, self.shaping, self.packing = eval_samples, shaping, packing
+        self.eval_samples, self.shaping, self.packing, self.truncated = eval_samples, shaping, packing, truncated
         self.seed, self.output_dir, self.top_p, self.budget = seed, output_dir, top_p, budget or Budget()
         self.sampling = SamplingSpec(temperature, max_new_tokens, ())
         checks.check_settings(self, advantage)
@@ -106,7 +110,7 @@ class RolloutDataModule(L.LightningDataModule):
         # Version of the policy the buffer was drawn from, and where in the prompt order it began.
         self._buffer_version, self._cursor, self._next_cursor = -1, 0, 0
         self._collector: Collector | None = None
-        self._engine_started = False
+        self._engine_started = self._packed = False
 
     def phase(self, name: str) -> None:
         """Tell the listeners what is going on: syncing, sampling, verifying, scoring or updating."""
@@ -167,17 +171,8 @@ class RolloutDataModule(L.LightningDataModule):
             self.held_out_prompts, self._longest = apart.in_order(), max(self._longest, apart.longest)
         stops = self.source.stop_token_ids()
         self.sampling = SamplingSpec(self.temperature, self.sampling.max_new_tokens, stops)
-        self._collector = Collector(
-            self.source,
-            self.engine,
-            self.verifier,
-            self.advantage,
-            self.sampling,
-            self.group_size,
-            self.seed,
-            self.phase,
-            self.shaping,
-        )
+        judged_by = (self.verifier, self.advantage, self.sampling, self.group_size, self.seed, self.phase, self.shaping)
+        self._collector = Collector(self.source, self.engine, *judged_by)
 
     def sync_engine(self) -> None:
         """Give the engine the current policy's weights, if it has others. Every rank must call it."""
@@ -190,6 +185,10 @@ class RolloutDataModule(L.LightningDataModule):
         if self.engine.policy_version != self.rlvr_module.policy_version:
             self.phase("syncing")
             self.engine.sync(self.rlvr_module.policy.full_weights(), self.rlvr_module.policy_version)
+
+    def choose_layout(self) -> None:
+        """Ask the model whether responses can be packed. Every rank must call it."""
+        self._packed = settled_packing(self.packing, self.rlvr_module, self.source)
 
     def train_dataloader(self) -> DataLoader[StepBatch]:
         """The epoch's optimizer steps. Draws new responses unless the buffer is this policy version's."""
@@ -222,6 +221,7 @@ class RolloutDataModule(L.LightningDataModule):
             StepCut(self.prompts_per_epoch, self.prompts_per_step, *self.ranks),
             self.generation_batches,
             drop_equal_groups=self.drop_equal_groups,
+            mask_truncated=self.truncated == "mask",
         )
         self.phase("scoring")
         score = partial(self.rlvr_module.score, on_policy=self.steps_per_epoch == 1)
@@ -232,7 +232,7 @@ class RolloutDataModule(L.LightningDataModule):
 
     @property
     def _layout(self) -> Layout:
-        return Layout(self.budget, int(self.source.tokenizer.pad_token_id), self.packing)
+        return Layout(self.budget, int(self.source.tokenizer.pad_token_id), self._packed)
 
     def _keep(self, drawn: Collected) -> None:
         assert self.trainer is not None

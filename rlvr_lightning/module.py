@@ -120,6 +120,10 @@ class RLVRModule(EvaluatedModule):
         """A checkpoint brings state, not settings: the numbers in force are this run's."""
         enforce(self.optim, cast(Any, self.optimizers()).optimizer, cast(Any, self.lr_schedulers()))
 
+    def on_fit_start(self) -> None:
+        """With the model in its place: can it be given packed responses?"""
+        self._data.choose_layout()
+
     def training_step(self, batch: StepBatch, batch_idx: int) -> Tensor:
         """One optimizer step: plan it, add up its micro-batches' gradients, update."""
         optimizer = cast(Any, self.optimizers())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +11,21 @@ import pytest
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
+from training import SMALL, fit
 
+from rlvr_lightning.config.build import build_run
+from rlvr_lightning.config.compose import compose
 from rlvr_lightning.errors import ConfigError
+from rlvr_lightning.methods.aggregators import TokenMean
+from rlvr_lightning.methods.constraints.clip_kl import ClipKL
+from rlvr_lightning.methods.partitioners.single import SinglePart
 from rlvr_lightning.models.attention import BY_RESPONSE, Plan, resolved, set_attention
 from rlvr_lightning.models.policy import Policy
 from rlvr_lightning.models.source import ModelSource, bundled_model
+from rlvr_lightning.objective.objective import Objective
+from rlvr_lightning.objective.scoring import Scorer
 from rlvr_lightning.rollout.batching import collate
+from rlvr_lightning.rollout.isolation import leak
 from rlvr_lightning.types import Row, TokenBatch
 
 # Longest first, as the layout brings them: three neighbours nearly alike, two of one length, one alone.
@@ -167,3 +178,84 @@ def test_what_cannot_be_is_refused_in_one_line(tmp_path: Path) -> None:
     model = folder(tmp_path, "llama").load()
     with pytest.raises(ConfigError, match="model.attention=flash_attention_2: .*seem to be installed"):
         set_attention(model, "flash_attention_2")
+
+
+def sums_over_all_that_came_before(tmp_path: Path) -> ModelSource:
+    """A Llama whose attention is the mean of all values up to a token, whatever mask or positions it is given."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.models.llama.modeling_llama import LlamaAttention, LlamaConfig, LlamaForCausalLM
+
+    class DeafConfig(LlamaConfig):  # type: ignore[misc]
+        model_type = "deaf_llama"
+
+    class DeafAttention(LlamaAttention):  # type: ignore[misc]
+        def forward(self, hidden_states: Tensor, **ignored: Any) -> tuple[Tensor, None]:
+            shape = (*hidden_states.shape[:2], -1, self.head_dim)
+            values = self.v_proj(hidden_states).view(shape).repeat_interleave(self.num_key_value_groups, 2).flatten(2)
+            counts = torch.arange(1, shape[1] + 1).view(1, -1, 1)
+            return self.o_proj(values.cumsum(1) / counts), None
+
+    class DeafForCausalLM(LlamaForCausalLM):  # type: ignore[misc]
+        config_class = DeafConfig
+
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)
+            for index, layer in enumerate(self.model.layers):
+                layer.self_attn = DeafAttention(config, index)
+            self.post_init()
+
+    source = folder(tmp_path, "llama")
+    described = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(described | {"model_type": "deaf_llama"}))
+    AutoConfig.register("deaf_llama", DeafConfig, exist_ok=True)
+    AutoModelForCausalLM.register(DeafConfig, DeafForCausalLM, exist_ok=True)
+    return source
+
+
+def test_a_model_that_ignores_packing_is_found_out(tmp_path: Path) -> None:
+    def score(source: ModelSource) -> Any:
+        scorer = Scorer(Policy(source), None, Objective(SinglePart(), ClipKL(), {}, TokenMean()), 1.0)
+        return lambda micro: scorer.score(micro, torch.device("cpu"), on_policy=False)
+
+    for name, (kind, settings) in MODELS.items():
+        assert leak(score(folder(tmp_path / name, kind, **settings)), 20) < 1e-4
+    assert leak(score(ModelSource()), 19) < 1e-4
+    assert leak(score(sums_over_all_that_came_before(tmp_path / "deaf")), 20) > 0.9
+
+
+def test_a_run_pads_where_packing_would_leak_and_refuses_to_be_told_otherwise(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = sums_over_all_that_came_before(tmp_path / "model")
+    settings = (f"model.path={source.path}", "trainer.max_epochs=1", "rollout.prompts_per_epoch=2")
+    with caplog.at_level(logging.WARNING):
+        run = fit(tmp_path / "auto", *settings)
+    (said,) = [record.getMessage() for record in caplog.records if "packed" in record.getMessage()]
+    assert said.startswith(f"with model.path={source.path}, packed responses see each other (100%")
+    assert "they are padded instead" in said
+    assert run.module.policy_version == 1
+    with pytest.raises(ConfigError, match=r"packed responses see each other .*: set rollout.packing=false"):
+        fit(tmp_path / "true", *settings, "rollout.packing=true")
+
+
+def layouts(tmp_path: Path, *settings: str) -> set[bool]:
+    """Whether the micro-batches of a run are packed."""
+    run = build_run(compose([*SMALL, *settings, "trainer.max_epochs=1", f"output_dir={tmp_path}"]))
+    seen = set()
+    step = run.module.training_step
+
+    def recording(batch: Any, batch_idx: int) -> Tensor:
+        seen.update(micro.segments is not None for micro in batch.micros)
+        return step(batch, batch_idx)
+
+    run.module.training_step = recording  # type: ignore[method-assign]
+    run.fit()
+    return seen
+
+
+def test_packing_and_attention_settings_are_obeyed(tmp_path: Path) -> None:
+    assert layouts(tmp_path / "1") == {True}
+    assert layouts(tmp_path / "2", "rollout.packing=false") == {False}
+    assert layouts(tmp_path / "3", "model.attention=eager") == {False}
+    # An explicit mask keeps them apart too, at its price.
+    assert layouts(tmp_path / "4", "model.attention=eager", "rollout.packing=true") == {True}

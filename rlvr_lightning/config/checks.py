@@ -34,6 +34,8 @@ def check_kinds(cfg: DictConfig) -> None:
             kind = OPTIONAL.get(key, type(default))
             if key in MANIFOLD or (key in OPTIONAL and value is None):
                 continue
+            if key == "rollout.packing" and isinstance(value, bool):
+                continue
             if key in ("trainer.devices", "optim.grad_clip") and (value is None or value == "auto"):
                 continue
             if not _fits(_plain(value), kind):

@@ -91,6 +91,10 @@ class RolloutData(Protocol):
         """What is logged of the phase."""
         ...
 
+    def choose_layout(self) -> None:
+        """Find out whether responses can be packed."""
+        ...
+
     def sync_engine(self) -> None:
         """Give the engine the current policy's weights, if it has others."""
         ...

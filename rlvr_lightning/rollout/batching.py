@@ -21,6 +21,11 @@ def is_usable(rollout: Rollout) -> bool:
     return rollout.verdict is not None and all(map(math.isfinite, rollout.generation.logprobs))
 
 
+def is_cut(rollout: Rollout) -> bool:
+    """Whether a response ended at its length instead of by itself."""
+    return rollout.generation.finish_reason == "length"
+
+
 def rewards_of(rollouts: Sequence[Rollout], group_size: int) -> tuple[Float[Tensor, "P G"], Bool[Tensor, "P G"]]:
     """Rewards of whole groups, and which of them count."""
     valid = torch.tensor([is_usable(rollout) for rollout in rollouts]).view(-1, group_size)
@@ -51,6 +56,7 @@ def make_rows(
     seed: int,
     *,
     drop_equal_groups: bool,
+    mask_truncated: bool = False,
     shaping: RewardShaping | None = None,
 ) -> list[Row]:
     """The rows of whole groups, in their order.
@@ -61,11 +67,15 @@ def make_rows(
         advantage: rewards to advantages.
         seed: of the run, for each token's random number.
         drop_equal_groups: groups of equal rewards (the verifier's) carry no weight, not even in the denominators.
+        mask_truncated: responses cut by their length carry no weight (DAPO's overlong filtering); their rewards count in
+            their groups all the same.
         shaping: of the rewards, before the advantage.
     """
     rewards, valid = rewards_of(rollouts, group_size)
     advantages = advantage(shaped_rewards(rewards, rollouts, shaping), valid).flatten()
     carries = valid & ~equal_groups(rewards, valid).unsqueeze(-1) if drop_equal_groups else valid
+    if mask_truncated:
+        carries = carries & ~torch.tensor([is_cut(rollout) for rollout in rollouts]).view_as(carries)
     rows = zip(rollouts, advantages, carries.flatten().tolist(), strict=True)
     return [_row(rollout, value, seed, weight=weight) for rollout, value, weight in rows]
 

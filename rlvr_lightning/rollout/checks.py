@@ -25,6 +25,8 @@ class RolloutSettings(Protocol):
     top_p: float
     max_prompt_tokens: int
     overlong_prompts: Any
+    packing: Any
+    truncated: Any
     eval_samples: int
     sampling: SamplingSpec
     trainer: Any
@@ -77,6 +79,8 @@ def check_settings(data: RolloutSettings, advantage: AdvantageEstimator) -> None
         (data.sampling.max_new_tokens >= 1, "max_new_tokens must be at least 1", data.sampling.max_new_tokens),
         (data.max_prompt_tokens >= 1, "max_prompt_tokens must be at least 1", data.max_prompt_tokens),
         (data.overlong_prompts in ("skip", "error"), "overlong_prompts: skip or error", data.overlong_prompts),
+        (data.packing in ("auto", True, False), "packing: auto, true or false", data.packing),
+        (data.truncated in ("keep", "mask"), "truncated: keep or mask", data.truncated),
         (data.eval_samples >= 1, "eval_samples must be at least 1", data.eval_samples),
     )
     for holds, rule, got in checks:

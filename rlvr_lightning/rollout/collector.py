@@ -14,7 +14,7 @@ from rlvr_lightning.errors import RolloutError
 from rlvr_lightning.models.source import ModelSource
 from rlvr_lightning.objective.step import Step
 from rlvr_lightning.protocols import AdvantageEstimator, RewardShaping, RolloutEngine, Verifier
-from rlvr_lightning.rollout.batching import equal_groups, is_usable, make_rows, rewards_of, shaped_rewards
+from rlvr_lightning.rollout.batching import equal_groups, is_cut, is_usable, make_rows, rewards_of, shaped_rewards
 from rlvr_lightning.rollout.prompts import PromptSource, derived_seed
 from rlvr_lightning.rollout.refill import Group, StepCut, refill
 from rlvr_lightning.types import GenerationRequest, Prompt, Rollout, Row, SamplingSpec
@@ -49,6 +49,7 @@ class RolloutReport:
             "rollout/responses": total["responses"],
             "rollout/response_tokens": total["tokens"] / responses,
             "rollout/truncated": total["truncated"] / responses,
+            "rollout/masked": total["masked"],
             "rollout/equal_groups": total["equal_groups"] / max(total["groups"], 1),
             "rollout/dropped": total["dropped"],
             "rollout/generation_batches": total["batches"] / total["ranks"],
@@ -132,7 +133,14 @@ class Collector:
         return grade(rollouts, self.verifier)
 
     def collect(
-        self, prompts: PromptSource, start: int, cut: StepCut, generation_batches: int, *, drop_equal_groups: bool
+        self,
+        prompts: PromptSource,
+        start: int,
+        cut: StepCut,
+        generation_batches: int,
+        *,
+        drop_equal_groups: bool,
+        mask_truncated: bool,
     ) -> Collected:
         """Draw a phase. Every rank must call it.
 
@@ -142,6 +150,7 @@ class Collector:
             cut: prompts of a batch, and which of them are this rank's.
             generation_batches: drawn at most; more than one refills what equal rewards leave empty.
             drop_equal_groups: groups of equal rewards carry no weight.
+            mask_truncated: responses cut by their length carry no weight.
         """
         report = RolloutReport()
         mine = partial(self._draw_groups, prompts, start, cut, report)
@@ -155,6 +164,7 @@ class Collector:
             groups, batches = refill(mine, cut.per_epoch, generation_batches)
             of_steps = cut.mine(groups)
         rollouts = [list(chain.from_iterable(of_step)) for of_step in of_steps]
+        report.add("masked", mask_truncated * sum(map(is_cut, chain.from_iterable(rollouts))))
         report.add("ranks", 1)
         report.add("batches", batches)
         second = start + cut.per_epoch
@@ -166,6 +176,7 @@ class Collector:
                 self.advantage,
                 self.seed,
                 drop_equal_groups=drop_equal_groups,
+                mask_truncated=mask_truncated,
                 shaping=self.shaping,
             )
             for of_step in rollouts
@@ -190,7 +201,7 @@ class Collector:
         report.add("reward", sum(verdict.reward for verdict in verdicts))
         report.add("correct", sum(verdict.correct for verdict in verdicts))
         report.add("tokens", sum(len(rollout.generation.token_ids) for rollout in rollouts))
-        report.add("truncated", sum(rollout.generation.finish_reason == "length" for rollout in rollouts))
+        report.add("truncated", sum(map(is_cut, rollouts)))
         report.add("errors", sum(rollout.error is not None for rollout in rollouts))
         report.add("dropped", sum(not is_usable(rollout) for rollout in rollouts))
         rewards, valid = rewards_of(rollouts, self.group_size)

@@ -146,6 +146,20 @@ def test_what_carries_no_weight() -> None:
     assert [bool(row.loss_mask.any()) for row in dropped] == [True, True] + [False] * 6
 
 
+def test_cut_responses_can_be_left_out_and_still_count_in_their_group() -> None:
+    drawn = [rollout((2,), (7, 1), 1.0), rollout((2,), (8, 8, 8), 0.0), rollout((2,), (9, 1), 0.0)]
+    drawn[1] = replace(drawn[1], generation=replace(drawn[1].generation, finish_reason="length"))
+    kept = make_rows(drawn, 3, GroupRelative(normalize=False), 0, drop_equal_groups=False)
+    masked = make_rows(drawn, 3, GroupRelative(normalize=False), 0, drop_equal_groups=False, mask_truncated=True)
+    assert [int(row.loss_mask.sum()) for row in kept] == [2, 3, 2]
+    assert [int(row.loss_mask.sum()) for row in masked] == [2, 0, 2]
+    # The mean is that of all three.
+    for before, after in zip(kept[::2], masked[::2], strict=True):
+        assert torch.equal(before.advantages, after.advantages)
+    assert float(masked[0].advantages[-1]) == pytest.approx(2 / 3)
+    assert masked[1].advantages.abs().max() == masked[1].rollout_logprobs.abs().max() == 0
+
+
 def test_records_hold_an_error_instead_of_a_reward(tmp_path: Path) -> None:
     write_records(tmp_path / "r" / "v.jsonl.gz", [rollout_record(rollout((2,), (7, 1), None), 0.0)])
     with gzip.open(tmp_path / "r" / "v.jsonl.gz", "rt") as file:
