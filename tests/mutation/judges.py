@@ -70,12 +70,16 @@ class Judges:
     def of(self, mutation: MutationSpec, source: str, budget: float) -> list[str]:
         """Tests of a mutant, fastest first, as many as take `budget` seconds.
 
-        A line that runs at import alone (a constant, a default) belongs to whoever uses the file.
+        A line that runs at import alone (a constant, a default) belongs to whoever uses the file; one that runs in another
+        process alone to the tests of its room.
         """
         held = self.lines.get(str(mutation.module_path), {})
         wanted = statement_lines(source, mutation.start_pos[0], mutation.end_pos[0])
         tests = {name for line in wanted for name in held.get(line, ())} & self.seconds.keys()
         tests = tests or {name for names in held.values() for name in names} & self.seconds.keys()
+        if not tests:  # another process runs the file
+            room = f"tests/{mutation.module_path.parts[1]}/"
+            tests = {name for name in self.seconds if name.startswith(room)}
         chosen, spent = [], 0.0
         for name in sorted(tests, key=lambda name: (self.seconds[name], name)):
             spent += self.seconds[name]
