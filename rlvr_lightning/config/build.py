@@ -13,14 +13,14 @@ import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 
+from rlvr_lightning.callbacks.buffers import DropBuffers
 from rlvr_lightning.callbacks.failure import FailureCallback
 from rlvr_lightning.callbacks.measure import MeasureAtTheEnd
 from rlvr_lightning.callbacks.outputs import CurvesCallback, ProvenanceCallback
 from rlvr_lightning.callbacks.screen import ScreenCallback
-from rlvr_lightning.callbacks.table import MetricsTable, TableCallback
+from rlvr_lightning.callbacks.table import Events, MetricsTable, TableCallback
 from rlvr_lightning.config.checks import check_judge, check_kinds
 from rlvr_lightning.config.compose import explain
 from rlvr_lightning.config.derived import DerivedNumbers
@@ -204,6 +204,7 @@ def default_callbacks(cfg: DictConfig, table: MetricsTable) -> list[Callback]:
         ScreenCallback(settings.show_every_n_epochs),
         ProvenanceCallback(folder, OmegaConf.to_yaml(cfg, resolve=True)),
         TableCallback(table),
+        DropBuffers(folder),
         CurvesCallback(folder),
         Checkpoints(folder / "checkpoints", *every),
     ]
@@ -230,7 +231,7 @@ def build_trainer(cfg: DictConfig, callbacks: list[Callback], table: MetricsTabl
         log_every_n_steps=1,
         enable_progress_bar=False,
         enable_model_summary=False,
-        logger=[table, TensorBoardLogger(folder, name="tensorboard")],
+        logger=[table, Events(folder)],
         callbacks=callbacks,
     )
     check_ranks(cfg, trainer.num_devices * trainer.num_nodes)
