@@ -14,7 +14,12 @@ from rlvr_lightning.protocols.rollouts import Judge
 
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", list: "a list"}
 # Null by default, but not of every kind.
-OPTIONAL: dict[str, type] = {"rollout.prompts_per_step": int, "trainer.micro_batch_size": int}
+OPTIONAL: dict[str, type] = {
+    "rollout.prompts_per_step": int,
+    "trainer.micro_batch_size": int,
+    "trainer.save_every_n_steps": int,
+    "trainer.save_every_n_minutes": float,
+}
 # Of several kinds: checked where they are read.
 MANIFOLD = ("model.gradient_checkpointing",)
 

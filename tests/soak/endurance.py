@@ -28,6 +28,7 @@ SETTINGS = (
     "rollout.passes=2",
     "trainer.max_epochs=4",
     "trainer.save_every_n_steps=1",
+    "task.num_train=100",
 )
 STEPS = 16
 ON_RANKS = {1: (), 2: ("strategy=ddp", "trainer.devices=2")}
