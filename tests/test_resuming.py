@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from omegaconf import OmegaConf
-from training import fit
+from training import fit, last_checkpoint
 
 from rlvr_lightning.cli import verbs
 from rlvr_lightning.cli.main import main
@@ -137,9 +138,13 @@ def test_other_verbs_may_measure_under_other_settings(saved: Path, monkeypatch: 
 def test_a_resumed_run_trains_with_what_was_overridden(tmp_path: Path) -> None:
     """And `config.yaml` tells what is in force, `config_history/` what was before."""
     fit(tmp_path, "conf=archer", "rollout.prompts_per_step=4")
+    trained = last_checkpoint(tmp_path)
     first = (tmp_path / "config.yaml").read_text()
     common = (f"resume={tmp_path}", "trainer.max_epochs=3")
     assert main(("fit", *common, "optim.lr=0", "partitioner.quantile=0.5")) == 0
+    # At rate 0 nothing moves.
+    again = last_checkpoint(tmp_path)
+    assert all(torch.equal(value, again[name]) for name, value in trained.items() if name.startswith("policy."))
     config = OmegaConf.load(tmp_path / "config.yaml")
     assert (config.optim.lr, config.partitioner.quantile, config.trainer.max_epochs) == (0, 0.5, 3)
     assert (tmp_path / "config_history" / "until_step_00000008.yaml").read_text() == first

@@ -13,7 +13,7 @@ import pytest
 from lightning.pytorch.callbacks import Callback
 from training import SMALL, fit, widest_difference
 
-from rlvr_lightning.callbacks.table import MetricsTable, read_table
+from rlvr_lightning.callbacks.table import Events, MetricsTable, read_table
 from rlvr_lightning.cli.main import main
 from rlvr_lightning.config.build import build_run
 from rlvr_lightning.config.compose import compose
@@ -155,3 +155,17 @@ def test_measuring_apart_from_training_is_no_entry(tmp_path: Path) -> None:
     assert main(("validate", f"resume={tmp_path}", "rollout.eval_samples=4", "export.checkpoint=last")) == 0
     assert (tmp_path / "logs" / "metrics.csv").read_text() == before
     assert not list(tmp_path.glob("logs/version_*"))
+
+
+def test_tensorboard_shows_each_step_once_after_a_resume(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for resumed_at, values in ((0, {4: 1.0, 8: 2.0, 12: 3.0}), (4, {8: 5.0})):
+        events = Events(tmp_path)
+        events.purge(resumed_at + 1 if resumed_at else 0)
+        for step, value in values.items():
+            events.log_metrics({"a": value}, step)
+        events.finalize("success")
+    (folder,) = (tmp_path / "tensorboard").iterdir()
+    shown = EventAccumulator(str(folder)).Reload().Scalars("a")
+    assert [(event.step, event.value) for event in shown] == [(4, 1.0), (8, 5.0)]

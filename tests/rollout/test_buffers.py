@@ -145,3 +145,25 @@ def test_rows_scored_for_other_components_are_refused() -> None:
         check_scored([replace(scored, ref_logprobs=None)], objective)
     with pytest.raises(CheckpointError, match=r"were scored without proxy_logprobs"):
         check_scored([replace(scored, old_statistics={"entropy": torch.zeros(6)})], objective)
+
+
+def test_a_buffer_stays_as_long_as_a_complete_checkpoint_goes_on_from_it(tmp_path: Path) -> None:
+    """Four optimizer steps a phase; one checkpoint lies in the middle of the phase drawn at 4, the best at its end."""
+    from rlvr_lightning.callbacks.buffers import needed_buffers
+    from rlvr_lightning.training import checkpoint_io as io
+
+    def checkpoint(step: int, phase: int) -> Path:
+        return io.write(tmp_path, step, {}, {"data": {"policy_version": step, "buffer_version": phase}})
+
+    assert needed_buffers(tmp_path, 4) == (-1, set())
+    checkpoint(4, 0)
+    assert needed_buffers(tmp_path, 4) == (4, set())
+    middle = checkpoint(6, 4)
+    assert needed_buffers(tmp_path, 4) == (4, {4})
+    # An older one in mid-epoch keeps its own, and the newest all since its phase began.
+    checkpoint(16, 12)
+    assert needed_buffers(tmp_path, 4) == (16, {4})
+    checkpoint(17, 16)
+    assert needed_buffers(tmp_path, 4) == (16, {4, 16})
+    (middle / "state.json").write_text("torn")
+    assert needed_buffers(tmp_path, 4) == (16, {16})

@@ -70,7 +70,8 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert len(rollouts(one)) == STEPS // 4
     assert books(one) == books(other)
     assert [row["step"] for row in books(one)] == ["4", "8", "12", "16"]
-    assert not list((one / "rollouts").glob("*buffer_*"))
+    # A kill after the last checkpoint leaves the last phase's.
+    assert len(list((one / "rollouts").glob("*buffer_*"))) <= 1
 
 
 def reached(folder: Path, pattern: str) -> int:
