@@ -7,7 +7,8 @@ step (thresholds, denominators) is found once, before the first of them.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -30,7 +31,7 @@ from rlvr_lightning.rollout.gathering import from_all_ranks
 from rlvr_lightning.training.driver import Driver
 from rlvr_lightning.training.optim import OptimSettings, enforce, gradient_norm, make_optimizer, make_schedule
 from rlvr_lightning.training.precision import compute_dtype
-from rlvr_lightning.training.sharding import ShardSettings, shard
+from rlvr_lightning.training.sharding import ShardSettings, make_mesh, meet, shard
 from rlvr_lightning.types import StepBatch, TokenBatch
 
 
@@ -92,12 +93,16 @@ class RLVRModule(EvaluatedModule):
         """Load policy and reference, sharded where the strategy has a device mesh. A second call does nothing."""
         if hasattr(self, "policy"):
             return
-        policy = Policy(self.source)
-        self._fingerprint = self.source.fingerprint(policy.causal_lm)
+        device = self.trainer.strategy.root_device
+        share: Callable[[Policy], None] | None = None
+        mesh = make_mesh(self.device_mesh, self.sharding, self.trainer.num_nodes)
+        if mesh is not None:
+            share = partial(shard, mesh=mesh, settings=self.sharding)
+            device = torch.device("cpu") if self.sharding.cpu_offload else device
+        policy = Policy(self.source, device=device, share=share)
+        self._fingerprint = policy.fingerprint
         if self.objective.requires_ref and not policy.has_adapters:
-            self._reference = [Policy(self.source, trainable=False)]
-        for model in (policy, *self._reference):
-            shard(model, self.device_mesh, self.sharding)
+            self._reference = [Policy(self.source, trainable=False, device=device, share=share)]
         self.policy = policy
         self.scorer = Scorer(policy, next(iter(self._reference), None), self.objective, self.temperature)
 
@@ -164,9 +169,15 @@ class RLVRModule(EvaluatedModule):
     def score(self, micro: TokenBatch, *, on_policy: bool) -> TokenBatch:
         """Add what the policy (unless the update is on-policy) and the reference say of the tokens."""
         with self.trainer.precision_plugin.forward_context():
-            return self.scorer.score(micro, self.device, on_policy=on_policy)
+            scored = self.scorer.score(micro, self.device, on_policy=on_policy)
+        for policy in (self.policy, *self._reference):
+            policy.free_gathered()
+        return scored
 
     def _gradients_stay_local(self, more_to_come: bool) -> contextlib.AbstractContextManager[Any]:
+        if self.device_mesh is not None:
+            meet(self.policy, self.sharding, self.device, last=not more_to_come)
+            return contextlib.nullcontext()
         block = getattr(self.trainer.strategy, "block_backward_sync", None)
         return block() if more_to_come and block is not None else contextlib.nullcontext()
 

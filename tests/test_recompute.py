@@ -23,7 +23,6 @@ def batch() -> TokenBatch:
     zeros = torch.zeros(shape)
     return TokenBatch(
         input_ids=ids,
-        attention_mask=torch.ones_like(ids),
         loss_mask=torch.ones(shape, dtype=torch.bool),
         advantages=zeros,
         rollout_logprobs=zeros,

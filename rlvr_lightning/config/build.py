@@ -154,7 +154,7 @@ def build_module(cfg: DictConfig, source: ModelSource) -> RLVRModule:
         temperature=cfg.rollout.temperature,
         eval_samples=cfg.rollout.eval_samples,
         controller=component(cfg, "controller") if cfg.controller else None,
-        sharding=ShardSettings(cfg.trainer.precision),
+        sharding=shard_settings(cfg),
     )
 
 
@@ -162,6 +162,12 @@ def optim_settings(cfg: DictConfig) -> OptimSettings:
     """The optimizer's numbers as configured."""
     named = cast(dict[str, Any], OmegaConf.to_container(cfg.optim, resolve=True))
     return OptimSettings(**{**named, "betas": tuple(named["betas"])})
+
+
+def shard_settings(cfg: DictConfig) -> ShardSettings:
+    """What FSDP2 does, as configured; its defaults under other strategies."""
+    named = cast(dict[str, Any], OmegaConf.to_container(cfg.strategy, resolve=True))
+    return ShardSettings(cfg.trainer.precision, **{key: value for key, value in named.items() if key != "name"})
 
 
 def build_run(cfg: DictConfig, callbacks: list[Callback] | None = None) -> Run:
@@ -221,7 +227,7 @@ def build_trainer(cfg: DictConfig, callbacks: list[Callback], table: MetricsTabl
         accelerator=settings.accelerator,
         devices=settings.devices,
         num_nodes=settings.num_nodes,
-        strategy=make_strategy(cfg.strategy.name),
+        strategy=make_strategy(cfg.strategy.name, cpu_offload=shard_settings(cfg).cpu_offload),
         precision=cast(Any, precision),
         max_epochs=settings.max_epochs,
         check_val_every_n_epoch=settings.val_every_n_epochs,

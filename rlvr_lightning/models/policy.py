@@ -6,22 +6,24 @@ Being one module, it is what strategies wrap: under FSDP its forward gathers the
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
+from rlvr_lightning.errors import ModelError
+from rlvr_lightning.models.adapters import add_adapters, begin, checkpoint_name, merged_weights
 from rlvr_lightning.models.attention import packed_lengths, set_attention
+from rlvr_lightning.models.loading import build, fill, fingerprint
 from rlvr_lightning.models.recompute import recompute
 from rlvr_lightning.objective.token_stats import Statistics, token_stats
 from rlvr_lightning.protocols import VocabStatistic
 from rlvr_lightning.types import TokenBatch
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from rlvr_lightning.models.source import ModelSource
 
 
@@ -31,26 +33,65 @@ class Policy(nn.Module):
     Args:
         source: the model folder and how to load it.
         trainable: False for the frozen reference (adapters are then left out).
+        device: weights are read onto it, one by one.
+        share: shares the weights out over the ranks, before there are any; None for a model of this rank alone.
+
+    Raises:
+        ModelError: the folder cannot be used, or its logits are not those of a plain output layer.
+        ConfigError: the adapters cannot be merged into the weights.
     """
 
-    def __init__(self, source: ModelSource, *, trainable: bool = True) -> None:
+    def __init__(
+        self,
+        source: ModelSource,
+        *,
+        trainable: bool = True,
+        device: torch.device | None = None,
+        share: Callable[[Policy], None] | None = None,
+    ) -> None:
         super().__init__()
-        model = source.load()
+        model, files = build(source)
+        self.fingerprint = fingerprint(model, files)
         self.attention = set_attention(model, source.attention)
         if trainable:
             recompute(model.get_decoder().layers, source.gradient_checkpointing)
         self.has_adapters = trainable and source.lora is not None
-        if self.has_adapters:
-            from peft import get_peft_model
-
-            model = get_peft_model(model, source.lora)
-        else:
+        if not self.has_adapters:
             model.requires_grad_(trainable)
         # No dropout: a sampled token must have the same probability each time it is scored.
-        self.model = model.eval()
+        self.model: Any = (add_adapters(model, source.lora, source.path) if self.has_adapters else model).eval()
+        device = device or torch.device("cpu")
+        if share is not None:
+            share(self)
+        if files is not None:
+            fill(self.causal_lm, files, device, checkpoint_name)
+        if self.has_adapters:
+            begin(self.causal_lm, source.lora, device)
+        if share is None:
+            self.to(device)
+        self._check_plain_head(source.path)
+        self.free_gathered()
+
+    def _check_plain_head(self, path: str) -> None:
+        """Logits are made chunk by chunk from hidden states; a head that does more (soft caps, scales) would be lost."""
+        vocabulary = int(self.causal_lm.config.get_text_config().vocab_size)
+        ids = torch.arange(1, 5).remainder(vocabulary).unsqueeze(0)
+        if self.head_gap(ids.to(next(self.parameters()).device)) > 1:
+            raise ModelError(
+                f"model.path={path}: its logits are not those of a plain output layer, which is not supported"
+            )
+
+    @torch.no_grad()
+    def head_gap(self, ids: Int[Tensor, "B L"]) -> float:
+        """Largest difference between the model's logits and its output layer's, in units of what rounding explains."""
+        model = self.causal_lm
+        expected = model(input_ids=ids, use_cache=False).logits.float()
+        hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+        found = model.get_output_embeddings()(hidden).float()
+        return float(((found - expected).abs() / (1e-3 + 1e-3 * expected.abs())).max())
 
     @property
-    def causal_lm(self) -> PreTrainedModel:
+    def causal_lm(self) -> Any:
         """The Hugging Face model itself, adapters built in."""
         return self.model.get_base_model() if self.has_adapters else self.model
 
@@ -70,6 +111,12 @@ class Policy(nn.Module):
             hidden[:, :-1], batch.targets, batch.loss_mask, head, temperature, statistics, batch.old_statistics
         )
 
+    def free_gathered(self) -> None:
+        """Free what a pass without a backward pass may leave gathered under FSDP2: the weights are float32 shards again."""
+        for module in self.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+
     @contextlib.contextmanager
     def adapters_off(self) -> Iterator[None]:
         """The model as it was before adapters were trained: the reference policy of a LoRA run."""
@@ -82,15 +129,8 @@ class Policy(nn.Module):
 
         Under a sharded strategy this is a collective: every rank must exhaust it.
         """
-        modules = dict(self.causal_lm.named_modules())
-        for name, parameter in self.causal_lm.named_parameters():
-            if ".lora_" in name:
-                continue
-            weight = _gathered(parameter)
-            owner = modules[name.rpartition(".")[0].removesuffix(".base_layer")]
-            if ".base_layer.weight" in name:
-                weight = weight + _lora_delta(owner).to(weight.dtype)
-            yield name.replace(".base_layer.", "."), weight
+        self.free_gathered()
+        yield from merged_weights(self.causal_lm)
 
 
 def lengths(batch: TokenBatch) -> list[int] | None:
@@ -108,19 +148,3 @@ def positions(batch: TokenBatch) -> Int[Tensor, "B L"]:
     if packed is None:
         return torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device).expand_as(batch.input_ids)
     return torch.cat([torch.arange(length) for length in packed]).unsqueeze(0).to(batch.input_ids.device)
-
-
-def _gathered(parameter: Tensor) -> Tensor:
-    from torch.distributed.tensor import DTensor
-
-    weight = parameter.detach()
-    return weight.full_tensor() if isinstance(weight, DTensor) else weight
-
-
-@torch.no_grad()
-def _lora_delta(layer: nn.Module) -> Tensor:
-    """B A * scaling of a LoRA linear layer (arXiv 2106.09685), from gathered shards."""
-    tuner = cast(Any, layer)
-    (adapter,) = tuner.active_adapters
-    down, up = _gathered(tuner.lora_A[adapter].weight), _gathered(tuner.lora_B[adapter].weight)
-    return cast(Tensor, (up @ down) * tuner.scaling[adapter])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rlvr_lightning.errors import ModelError
+from rlvr_lightning.models.mergeable import check_mergeable
 from rlvr_lightning.models.recompute import every_nth
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class ModelSource:
         attention: the backend policies compute with; `auto` is sdpa, or the model's own where it has no sdpa.
 
     Raises:
-        ConfigError: another value of `gradient_checkpointing`.
+        ConfigError: another value of `gradient_checkpointing`, or adapters that cannot be merged.
     """
 
     path: str = BUNDLED
@@ -46,6 +46,8 @@ class ModelSource:
 
     def __post_init__(self) -> None:
         every_nth(self.gradient_checkpointing)
+        if self.lora is not None:
+            check_mergeable(self.lora)
 
     @property
     def folder(self) -> str:
@@ -87,7 +89,7 @@ class ModelSource:
         """The model as it stands in the folder, without adapters, its weights in `dtype`.
 
         Raises:
-            ModelError: it cannot be loaded, or its logits are not those of a plain output layer.
+            ModelError: it cannot be loaded.
         """
         from transformers import AutoModelForCausalLM
         from transformers.utils import logging as transformers_logging
@@ -97,7 +99,25 @@ class ModelSource:
             model = AutoModelForCausalLM.from_pretrained(self.folder, dtype=dtype)
         except (OSError, ValueError, KeyError) as error:
             raise ModelError(f"model.path={self.path} cannot be loaded: {_first_line(error)}") from error
-        _check_plain_head(model, self.path)
+        return model
+
+    def build(self) -> PreTrainedModel:
+        """The model without its weights, which are on the meta device in float32; its computed buffers are there.
+
+        Raises:
+            ModelError: its configuration cannot be used.
+        """
+        from accelerate import init_empty_weights
+        from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers.initialization import no_init_weights
+
+        try:
+            config = AutoConfig.from_pretrained(self.folder)
+            with no_init_weights(), init_empty_weights(include_buffers=False):
+                model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        except (OSError, ValueError, KeyError) as error:
+            raise ModelError(f"model.path={self.path} cannot be loaded: {_first_line(error)}") from error
+        model.tie_weights()
         return model
 
     def stop_token_ids(self) -> tuple[int, ...]:
@@ -120,25 +140,6 @@ class ModelSource:
         limit = getattr(config, "max_position_embeddings", None)
         return None if limit is None else int(limit)
 
-    def fingerprint(self, model: torch.nn.Module) -> str:
-        """A short hash of the model's shapes and of a sample of its weights, to recognise it at resume."""
-        digest = hashlib.sha256()
-        for name, parameter in sorted(model.named_parameters()):
-            digest.update(f"{name}{tuple(parameter.shape)}".encode())
-            digest.update(parameter.detach().flatten()[:8].double().cpu().numpy().tobytes())
-        return digest.hexdigest()[:16]
-
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-@torch.no_grad()
-def _check_plain_head(model: PreTrainedModel, path: str) -> None:
-    """Logits are made chunk by chunk from hidden states; a head that does more (soft caps, scales) would be lost."""
-    vocabulary = int(model.config.get_text_config().vocab_size)
-    ids = torch.arange(1, 5, device=model.device).remainder(vocabulary).unsqueeze(0)
-    expected = model(input_ids=ids).logits
-    hidden = model.get_decoder()(input_ids=ids).last_hidden_state
-    if not torch.allclose(model.get_output_embeddings()(hidden), expected, rtol=1e-3, atol=1e-3):
-        raise ModelError(f"model.path={path}: its logits are not those of a plain output layer, which is not supported")
