@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from rlvr_lightning.config.derived import first_rank
 from rlvr_lightning.errors import ConfigError, HardwareError, ModelError
@@ -61,7 +61,8 @@ def setup_of(cfg: DictConfig, objective: Objective, lora: Any) -> Setup:
         reference=reference and lora is None,
         statistics=len(objective.requires),
         kept_passes=int(rollout.steps > 1) + int(reference),
-        engine=_engine(cfg, engine_dtype(cfg.engine.dtype, dtype).itemsize),
+        # An engine of somebody's own need not have the setting.
+        engine=_engine(cfg, engine_dtype(OmegaConf.select(cfg, "engine.dtype") or "auto", dtype).itemsize),
         rollout=rollout,
     )
 
