@@ -207,7 +207,7 @@ def test_grading_is_no_part_of_the_samplings_speed(monkeypatch: pytest.MonkeyPat
     sampling = SamplingSpec(1.0, 8, ())
     collector = Collector(source, engine, verify, GroupRelative(), sampling, 4, 0, lambda phase: None)
     prompts = PromptSource([problem("1+1="), problem("1+2=")], TOKENIZER, 0, 99, "skip")
-    drawn = collector.collect(prompts, 0, StepCut(2, 2, 0, 1), 1, drop_equal_groups=False)
+    drawn = collector.collect(prompts, 0, StepCut(2, 2, 0, 1), 1, drop_equal_groups=False, mask_truncated=False)
     metrics = drawn.report.metrics(torch.device("cpu"))
     assert metrics["perf/sampling_tokens_per_s"] == 8 * 2 / 4.0
     assert metrics["perf/verifying_s"] == 8 * 3.0
