@@ -169,7 +169,9 @@ def test_derived_numbers_of_a_full_size_run() -> None:
 @pytest.mark.parametrize("name", FULL_SIZE)
 def test_a_full_size_run_refuses_a_small_machine(name: str) -> None:
     cfg = compose([f"conf={name}", "hardware.gpus=1000"])
-    with pytest.raises(HardwareError, match=f"{name} needs 1000 GPUs of 79 GiB; here are .* run it there"):
+    with pytest.raises(
+        HardwareError, match=f"{name} needs 1000 GPUs of {cfg.hardware.gpu_memory_gb} GiB; here are .* run it there"
+    ):
         check_hardware(cfg)
 
 
