@@ -76,6 +76,7 @@ def test_the_report_counts_what_was_drawn(drawn: Collected, phases: list[str]) -
         for one, reward in zip(judged, rewards, strict=True)
     ]
     assert report.pop("perf/sampling_tokens_per_s") > 0
+    assert report.pop("perf/verifying_s") > 0
     assert report == pytest.approx(
         {
             "reward/mean": sum(rewards) / len(rewards),
