@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from rlvr_lightning.models.attention import packed_lengths, set_attention
 from rlvr_lightning.models.shapes import ModelShape, packaged
 from rlvr_lightning.training.forecast import activations, host, sampling, states
 from rlvr_lightning.training.forecast.forecast import forecast
@@ -40,11 +41,13 @@ def setup(shape: ModelShape, **changed: Any) -> Setup:
         "strategy": "single",
         "shard_over": "all",
         "reshard": True,
-        "reduce_each_step": False,
+        "reduce": "micro_batch",
+        "gradient_room": 0.0,
         "cpu_offload": False,
         "half": False,
         "recompute": 0,
         "attention": "sdpa",
+        "packed": False,
         "micro_batch_tokens": 16384,
         "optimizer": "adamw",
         "adapter_rank": None,
@@ -52,13 +55,14 @@ def setup(shape: ModelShape, **changed: Any) -> Setup:
         "reference": False,
         "statistics": 0,
         "kept_passes": 0,
+        "saves_within": False,
         "engine": EngineSetup("vllm", 2, share=0.4),
         "rollout": RolloutSetup(32, 32, 1, 8, 1, 16, 48, 10),
     }
     return Setup(**{**whole, **changed})
 
 
-def kept_bytes(model: torch.nn.Module, autocast: bool) -> int:
+def kept_bytes(model: torch.nn.Module, *, autocast: bool = False, packed: bool = False) -> int:
     """Of distinct storages autograd keeps in a forward pass of the decoder, weights and their casts left out."""
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     shapes = {tuple(parameter.shape) for parameter in model.parameters()}
@@ -73,6 +77,7 @@ def kept_bytes(model: torch.nn.Module, autocast: bool) -> int:
 
     ids = torch.randint(0, TINY["vocab_size"], (1, TOKENS))
     with (
+        packed_lengths([TOKENS // 2] * 2 if packed else None),
         torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
         torch.autocast("cpu", torch.bfloat16, enabled=autocast),
     ):
@@ -81,24 +86,28 @@ def kept_bytes(model: torch.nn.Module, autocast: bool) -> int:
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3"])
-@pytest.mark.parametrize("how", ["float32", "autocast", "fsdp", "lora"])
+@pytest.mark.parametrize("how", ["float32", "packed", "autocast", "fsdp", "lora"])
 def test_activations_of_a_layer_are_what_autograd_keeps(kind: str, how: str) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     sizes = []
     for layers in (1, 3):
         config = {**TINY, "model_type": kind, "num_hidden_layers": layers}
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), attn_implementation="sdpa").eval()
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config)).eval()
+        set_attention(model, "sdpa")
         if how == "lora":
             from peft import LoraConfig, get_peft_model
 
             model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
             model = model.get_base_model()
             model.get_input_embeddings().register_forward_hook(lambda _, __, out: out.requires_grad_())
-        sizes.append(kept_bytes(model.bfloat16() if how == "fsdp" else model, how == "autocast"))
+        model = model.bfloat16() if how == "fsdp" else model
+        sizes.append(kept_bytes(model, autocast=how == "autocast", packed=how == "packed"))
     measured = (sizes[1] - sizes[0]) / 2 / TOKENS
     planned = setup(
         ModelShape.of({**TINY, "model_type": kind}, kind),
+        accelerator="cpu",
+        packed=how == "packed",
         half=how in ("autocast", "fsdp"),
         strategy="fsdp" if how == "fsdp" else "single",
         adapter_rank=4 if how == "lora" else None,
@@ -118,10 +127,12 @@ def test_a_recomputed_layer_keeps_its_input_alone() -> None:
 
     for every, again in ((1, 3), (2, 2), (3, 1)):
         model, shape = built()
-        plain = kept_bytes(model, autocast=False)
+        plain = kept_bytes(model)
         recompute(model.get_decoder().layers, every)
-        saved = plain - kept_bytes(model, autocast=False)
-        one = setup(shape, micro_batch_tokens=TOKENS, rollout=RolloutSetup(8, 8, 1, 8, 1, 16, 48, 10))
+        saved = plain - kept_bytes(model)
+        one = setup(
+            shape, accelerator="cpu", micro_batch_tokens=TOKENS, rollout=RolloutSetup(8, 8, 1, 8, 1, 16, 48, 10)
+        )
         forecast_saved = activations.kept(one) - activations.kept(replace(one, recompute=every))
         # Inputs of layers are states other layers keep as well; norms keep two small numbers a token.
         assert forecast_saved == pytest.approx(saved, rel=0.05), (every, again)
@@ -146,7 +157,7 @@ def test_state_is_what_torch_allocates() -> None:
         ({"devices": 4, "strategy": "fsdp"}, 1 / 4, 1 / 4),
         ({"devices": 4, "num_nodes": 2, "strategy": "fsdp"}, 1 / 8, 1 / 8),
         ({"devices": 4, "num_nodes": 2, "strategy": "fsdp", "shard_over": "node"}, 1 / 4, 1 / 4),
-        ({"devices": 4, "strategy": "fsdp", "reduce_each_step": True, "micro_batch_tokens": 64}, 1 / 4, 5 / 4),
+        ({"devices": 4, "strategy": "fsdp", "reduce": "step", "micro_batch_tokens": 64}, 1 / 4, 5 / 4),
     ],
 )
 def test_state_of_a_rank(changed: dict[str, Any], weights: float, gradients: float) -> None:
@@ -219,7 +230,7 @@ def test_each_setting_moves_what_it_is_for() -> None:
     for changed, smaller in (
         ({"recompute": 0}, False),
         ({"micro_batch_tokens": 131072}, False),
-        ({"reduce_each_step": True}, False),
+        ({"reduce": "auto", "gradient_room": 10.0 * GIB}, False),
         ({"reshard": False}, False),
         ({"attention": "eager"}, False),
         ({"reference": False}, True),
@@ -233,7 +244,7 @@ def test_each_setting_moves_what_it_is_for() -> None:
         assert (other.device_total < base.device_total) == smaller, changed
         assert other.device_total != base.device_total, changed
     assert host.offloaded(replace(base.setup, cpu_offload=True)) == pytest.approx(
-        8 * 16 * base.setup.shape.parameters / 8
+        8 * (16 + 4) * base.setup.shape.parameters / 8
     )
 
 

@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
+import torch
+import torch.distributed as dist
 from lightning.pytorch.strategies import ModelParallelStrategy
 from omegaconf import DictConfig
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor
 
 from rlvr_lightning.callbacks.table import MetricsTable
 from rlvr_lightning.cli.plan import plan_run, verdict
 from rlvr_lightning.config.build import build_data, build_module, build_trainer, component, model_source
 from rlvr_lightning.config.checks import check_kinds
 from rlvr_lightning.config.compose import compose
+from rlvr_lightning.models.policy import Policy
+from rlvr_lightning.models.recompute import recompute
+from rlvr_lightning.models.shapes import packaged
 from rlvr_lightning.rollout.checks import check_on_policy
 from rlvr_lightning.rollout.engines import vllm_engine
 from rlvr_lightning.rollout.engines.vllm_engine import VLLMEngine
+from rlvr_lightning.training.forecast import states
 from rlvr_lightning.training.forecast.setup import GIB
+from rlvr_lightning.training.sharding import shard
 
 # Parameters, ranks, longest sequence.
 FULL_SIZE = {
@@ -55,6 +67,8 @@ def test_every_object_builds_from_its_own_settings(cfg: DictConfig, monkeypatch:
     assert (module.optim.lr, module.optim.name) == (1e-6, "adamw")
     assert module.sharding.precision == "bf16-mixed"
     check_on_policy(data, module.objective)
+    assert cfg.trainer.save_every_n_minutes == 30
+    assert (module.sharding.shard_over, module.sharding.cpu_offload) == ("all", False)
     assert cfg.trainer.devices * cfg.trainer.num_nodes == cfg.hardware.gpus == ranks
 
 
@@ -79,3 +93,34 @@ def test_it_fits_the_hardware_it_names(cfg: DictConfig) -> None:
     assert planned.setup.half
     assert planned.fits
     assert verdict(planned).startswith("fits: ")
+
+
+@pytest.fixture
+def ranks(cfg: DictConfig) -> Iterator[DeviceMesh]:
+    """As many ranks as the experiment has, of which this process is the first and the others are made up."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    number = FULL_SIZE[cfg.name][1]
+    dist.init_process_group("fake", rank=0, world_size=number, store=FakeStore())
+    yield init_device_mesh("cpu", (number,))
+    dist.destroy_process_group()
+
+
+def test_the_policy_is_shared_out_as_planned(cfg: DictConfig, ranks: DeviceMesh, tmp_path: Path) -> None:
+    planned = plan_run(cfg)
+    (tmp_path / "config.json").write_text(json.dumps(packaged()[cfg.model.path]))
+    cfg.model.path = str(tmp_path)
+    source = model_source(cfg)
+    policy = Policy.__new__(Policy)  # its constructor reads weights
+    nn.Module.__init__(policy)
+    policy.has_adapters, policy.model = False, source.build()
+    assert sum(weight.numel() for weight in policy.parameters()) == FULL_SIZE[cfg.name][0]
+    assert {weight.device.type for weight in policy.parameters()} == {"meta"}
+    assert {weight.dtype for weight in policy.parameters()} == {torch.float32}
+    layers = policy.causal_lm.get_decoder().layers
+    recompute(layers, source.gradient_checkpointing)
+    assert all("forward" in vars(layer) for layer in layers)
+    shard(policy, ranks, build_module(cfg, source).sharding)
+    own = sum(cast(DTensor, weight).to_local().nbytes for weight in policy.parameters())
+    # Rows are shared out whole, so that the first rank may have one more of each.
+    assert own == pytest.approx(states.weights(planned.setup), rel=0.01)

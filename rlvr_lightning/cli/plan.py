@@ -22,8 +22,7 @@ def plan_run(cfg: DictConfig) -> Forecast:
         RLVRError: a setting is wrong, or the model's shape is nowhere here.
     """
     check_kinds(cfg)
-    source = model_source(cfg)
-    return forecast(setup_of(cfg, build_module(cfg, source).objective, source.lora))
+    return forecast(setup_of(cfg, build_module(cfg, model_source(cfg))))
 
 
 def show_plan(cfg: DictConfig, console: Console) -> Forecast:

@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
+import math
+import os
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from rlvr_lightning.config.derived import first_rank
 from rlvr_lightning.errors import ConfigError, HardwareError, ModelError
 from rlvr_lightning.models.recompute import every_nth
 from rlvr_lightning.models.shapes import ModelShape, model_shape
 from rlvr_lightning.models.source import ModelSource
-from rlvr_lightning.objective.objective import Objective
+from rlvr_lightning.module import RLVRModule
 from rlvr_lightning.rollout.engines.dtypes import engine_dtype
 from rlvr_lightning.rollout.engines.vllm_engine import vllm_installed
 from rlvr_lightning.training.forecast.forecast import Forecast, forecast
 from rlvr_lightning.training.forecast.remedies import remedies
 from rlvr_lightning.training.forecast.setup import GIB, EngineSetup, RolloutSetup, Setup
 from rlvr_lightning.training.precision import compute_dtype
+from rlvr_lightning.training.sharding import GRADIENT_SHARE
 
 
-def setup_of(cfg: DictConfig, objective: Objective, lora: Any) -> Setup:
+def setup_of(cfg: DictConfig, module: RLVRModule) -> Setup:
     """A run's settings as far as memory and work depend on them.
 
     Args:
         cfg: as composed.
-        objective: says whether a reference and which statistics are needed.
-        lora: a `peft.LoraConfig`, or None.
+        module: built from it; nothing of it is loaded.
 
     Raises:
         ConfigError: settings contradict each other.
@@ -37,7 +39,8 @@ def setup_of(cfg: DictConfig, objective: Objective, lora: Any) -> Setup:
     accelerator = _accelerator(cfg)
     devices = _devices(cfg, accelerator)
     rollout = _rollout(cfg, shape)
-    reference = objective.requires_ref
+    sharding, lora = module.sharding, module.source.lora
+    reference = module.objective.requires_ref
     dtype = compute_dtype(cfg.trainer.precision)
     return Setup(
         shape=shape,
@@ -47,22 +50,24 @@ def setup_of(cfg: DictConfig, objective: Objective, lora: Any) -> Setup:
         devices=devices,
         num_nodes=cfg.trainer.num_nodes,
         strategy=cfg.strategy.name,
-        shard_over="all",
-        reshard=True,
-        reduce_each_step=False,
-        cpu_offload=False,
+        shard_over=sharding.shard_over,
+        reshard=sharding.reshard_after_forward,
+        reduce=sharding.reduce_gradients,
+        gradient_room=GRADIENT_SHARE * _rank_memory(cfg, accelerator, devices),
+        cpu_offload=sharding.cpu_offload,
         half=dtype.itemsize == 2,
         recompute=every_nth(cfg.model.gradient_checkpointing),
-        attention="sdpa",
+        attention=cfg.model.attention,
+        packed=cfg.rollout.packing is not False and cfg.model.attention != "eager",
         micro_batch_tokens=_budget(cfg, rollout),
         optimizer=cfg.optim.name,
         adapter_rank=None if lora is None else lora.r,
         adapter_targets="all-linear" if lora is None else _targets(lora.target_modules),
         reference=reference and lora is None,
-        statistics=len(objective.requires),
+        statistics=len(module.objective.requires),
         kept_passes=int(rollout.steps > 1) + int(reference),
-        # An engine of somebody's own need not have the setting.
-        engine=_engine(cfg, engine_dtype(OmegaConf.select(cfg, "engine.dtype") or "auto", dtype).itemsize),
+        saves_within=cfg.trainer.save_every_n_steps is not None or cfg.trainer.save_every_n_minutes is not None,
+        engine=_engine(cfg, engine_dtype(cfg.engine.dtype, dtype).itemsize),
         rollout=rollout,
     )
 
@@ -97,6 +102,13 @@ def _device_memory(cfg: DictConfig) -> float | None:
     here = [torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count())]
     named = cfg.hardware.gpu_memory_gb * GIB
     return float(min(here)) if here else float(named) or None
+
+
+def _rank_memory(cfg: DictConfig, accelerator: str, devices: int) -> float:
+    """All memory of a rank's device, as `training/sharding.py` counts it [bytes]; boundless where it is not known."""
+    if accelerator == "gpu":
+        return _device_memory(cfg) or math.inf
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / devices
 
 
 def _host_memory(accelerator: str) -> float | None:
@@ -150,7 +162,7 @@ def _engine(cfg: DictConfig, number_bytes: int) -> EngineSetup:
     return EngineSetup("transformers", number_bytes)
 
 
-def check_memory(cfg: DictConfig, objective: Objective, lora: Any) -> None:
+def check_memory(cfg: DictConfig, module: RLVRModule) -> None:
     """Refuse a run that needs more memory than is here, beyond what the forecast may be wrong by.
 
     Raises:
@@ -159,7 +171,7 @@ def check_memory(cfg: DictConfig, objective: Objective, lora: Any) -> None:
     if not cfg.hardware.check or not first_rank():
         return
     try:
-        planned = forecast(setup_of(cfg, objective, lora))
+        planned = forecast(setup_of(cfg, module))
     except ModelError:  # an architecture whose needs are not known here
         return
     if planned.certainly_too_large:

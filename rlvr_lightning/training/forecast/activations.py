@@ -14,11 +14,11 @@ def layer_activations(setup: Setup) -> float:
     """Kept of one decoder layer for a token [bytes].
 
     With h the residual stream, q and k the sizes of queries and keys, i the MLP's, c bytes of a number computed with:
-    two norms keep their float32 input and their normalised input (4 + c_n) h each (the latter only where the norm's
-    weight is trained); the linear layers keep their inputs, the norms' outputs once each (under autocast a copy for
-    each of the five layers that read them); attention keeps query, key, value and its output, c (2 q + 2 k), and 4 bytes
-    a head; the MLP keeps gate, its activation, up and their product, 4 c i. A norm on queries and keys keeps (4 + c) of
-    each.
+    two norms keep their float32 input and, where their weight is trained, their normalised input, (4 + c) h each; the
+    linear layers keep their inputs, the norms' outputs once each, 2 c h (under autocast a copy for each of the five
+    layers that read them); attention keeps query, key, value and its output, c (2 q + 2 k), and 4 bytes a head (packed,
+    sdpa's output is kept once more, put together from the responses); the MLP keeps gate, its activation, up and their
+    product, 4 c i. A norm on queries and keys keeps (4 + c) of each.
     """
     shape, number, trained = setup.shape, setup.compute_bytes, setup.adapter_rank is None
     autocast = setup.half and setup.strategy != "fsdp"
@@ -26,7 +26,9 @@ def layer_activations(setup: Setup) -> float:
     stream = FLOAT if autocast else number
     norms = 2 * shape.hidden_size * (FLOAT + (stream if trained else 0))
     inputs = shape.hidden_size * number * (5 if autocast else 2)
-    attention = number * (2 * shape.query_size + 2 * shape.kv_size) + FLOAT * shape.heads
+    attention = number * (2 * shape.query_size + 2 * _kept_keys(setup)) + FLOAT * shape.heads
+    if setup.packed and setup.attention in ("auto", "sdpa"):
+        attention += number * shape.query_size
     if shape.normed_queries:
         normed = FLOAT + (number if trained else 0)
         attention += normed * (shape.query_size + shape.kv_size) + FLOAT * (shape.heads + shape.kv_heads)
@@ -35,6 +37,12 @@ def layer_activations(setup: Setup) -> float:
         # Probabilities of every pair of tokens, in float32 and in the dtype computed in.
         attention += shape.heads * setup.rollout.length * (FLOAT + number)
     return norms + inputs + attention + mlp + 2 * FLOAT + adapter_activations(setup)
+
+
+def _kept_keys(setup: Setup) -> int:
+    """Numbers of a token's keys that attention keeps: on a GPU float32 kernels want one for each query."""
+    shape = setup.shape
+    return shape.query_size if setup.accelerator == "gpu" and not setup.half else shape.kv_size
 
 
 def adapter_activations(setup: Setup) -> float:

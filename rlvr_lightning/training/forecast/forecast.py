@@ -120,7 +120,7 @@ def _always(setup: Setup) -> tuple[Line, ...]:
         Line("weights, float32", here * states.weights(setup)),
         Line("gradients, float32", here * states.gradients(setup)),
         Line(f"optimizer state ({setup.optimizer})", here * states.optimizer_state(setup)),
-        Line("reference, float32", states.reference(setup)),
+        Line("reference, float32", here * states.reference(setup)),
         Line("engine: weights", sampling.engine_weights(setup)),
         Line("engine: cache and workspace", sampling.engine_cache(setup)),
         Line("CUDA context and buffers", CONTEXT if setup.accelerator == "gpu" else 0),
@@ -143,6 +143,7 @@ def _phases(setup: Setup) -> tuple[Line, ...]:
         Line("weights cast to bfloat16", states.cast_weights(setup), "scoring"),
         Line("forward pass at work", activations.scoring_work(setup), "scoring"),
         Line("engine: drawing a batch", sampling.drawing_work(setup), "sampling"),
+        Line("checkpoint being written", host.copy_beside_sampling(setup), "sampling"),
         Line("handing weights to the engine", sampling.sync_work(setup), "syncing"),
     )
 
@@ -152,7 +153,9 @@ def _host(setup: Setup) -> tuple[Line, ...]:
         Line("processes and libraries", host.processes(setup)),
         Line("rollouts of a phase", host.rollouts(setup)),
         Line("offloaded weights, gradients, optimizer state", host.offloaded(setup)),
-        Line("checkpoint being written", host.checkpoint_copy(setup)),
+        Line(
+            "checkpoint being written", host.checkpoint_copy(setup) - setup.devices * host.copy_beside_sampling(setup)
+        ),
     )
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from rlvr_lightning.training.forecast.activations import token_bytes
 from rlvr_lightning.training.forecast.setup import FLOAT, GIB, Setup
-from rlvr_lightning.training.forecast.states import OPTIMIZER_BYTES, gradients, optimizer_state, weights
+from rlvr_lightning.training.forecast.states import OPTIMIZER_BYTES, gradients, optimizer_state, reference, weights
 
 # Of a process, before a model is loaded: Python, torch, Lightning, transformers; on a GPU their CUDA parts and vLLM.
 PROCESS = {"cpu": 0.7 * GIB, "gpu": 4.0 * GIB}
-# Of a drawn token as Python holds it: its id, its log-probability, and a record of both for the file of rollouts.
-DRAWN_TOKEN = 36 + 32 + 40
+# Of a drawn token as Python holds it: an int and a float with a place for each.
+DRAWN_TOKEN = 36 + 32
 # Of a token in `rollouts/version_N.jsonl.gz`.
 RECORDED_TOKEN = 10
 # Complete checkpoints at a time: the best, the last, and the one being written.
@@ -29,22 +29,33 @@ def drawn_tokens(setup: Setup) -> float:
 
 
 def rollouts(setup: Setup) -> float:
-    """Of a phase: the rows learned from, this host's share; the responses as drawn, which every rank writes down
-    together with the others [bytes]."""
-    mine = drawn_tokens(setup) / setup.num_nodes
-    return mine * (token_bytes(setup) + DRAWN_TOKEN)
+    """Of a phase [bytes]: this host's rows, once as they are kept and once cut into micro-batches; its responses as drawn;
+    and the records of them all, which every rank has before the first writes them down."""
+    everything = drawn_tokens(setup)
+    mine = everything / setup.num_nodes
+    return mine * (2 * token_bytes(setup) + DRAWN_TOKEN) + setup.devices * everything * DRAWN_TOKEN
 
 
 def offloaded(setup: Setup) -> float:
-    """Weights, gradients and optimizer state of this host's ranks with `strategy.cpu_offload` [bytes]."""
+    """Weights, gradients, optimizer state and reference of this host's ranks with `strategy.cpu_offload` [bytes]."""
     if not setup.cpu_offload:
         return 0.0
-    return setup.devices * (weights(setup) + gradients(setup) + optimizer_state(setup))
+    return setup.devices * (weights(setup) + gradients(setup) + optimizer_state(setup) + reference(setup))
 
 
 def checkpoint_copy(setup: Setup) -> float:
     """What a checkpoint is written from while training goes on: this host's shards once more [bytes]."""
     return checkpoint_size(setup) / setup.shards * setup.devices
+
+
+def copy_beside_sampling(setup: Setup) -> float:
+    """A rank's part of that copy on the CPU, where updates need the same memory [bytes].
+
+    Saved at the end of an epoch alone, it is there while the next one's responses are drawn, and gone before updates.
+    """
+    if setup.accelerator == "gpu" or setup.saves_within:
+        return 0.0
+    return checkpoint_copy(setup) / setup.devices
 
 
 def checkpoint_size(setup: Setup) -> float:

@@ -125,10 +125,10 @@ def _sharding(setup: Setup) -> list[_Level]:
     if setup.ranks == 1:
         return []
     if setup.strategy != "fsdp":
-        return [_Level("strategy=fsdp", {"strategy": "fsdp", "shard_over": "all", "reduce_each_step": False})]
+        return [_Level("strategy=fsdp", {"strategy": "fsdp", "shard_over": "all"})]
     levels = []
-    if setup.reduce_each_step:
-        levels.append(_Level("strategy.reduce_gradients=micro_batch", {"reduce_each_step": False}))
+    if setup.holds_gradient:
+        levels.append(_Level("strategy.reduce_gradients=micro_batch", {"reduce": "micro_batch"}))
     if setup.shard_over == "node" and setup.num_nodes > 1:
         levels.append(_Level("strategy.shard_over=all", {"shard_over": "all"}))
     return levels

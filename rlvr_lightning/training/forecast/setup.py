@@ -75,11 +75,13 @@ class Setup:
         strategy: `single`, `ddp` or `fsdp`.
         shard_over: ranks the weights are cut into under fsdp: `all`, or those of a `node`.
         reshard: gathered layers are dropped after the forward pass (fsdp).
-        reduce_each_step: gradients are reduced once a step, whole until then (fsdp).
+        reduce: when gradients meet (fsdp): once a `step`, after each `micro_batch`, or `auto`.
+        gradient_room: how large a whole gradient `auto` holds for that [bytes].
         cpu_offload: weights, gradients and optimizer state live in the host's memory (fsdp).
         half: computed in bfloat16; weights and optimizer state are float32 always.
         recompute: every so many layers one is computed again in the backward pass; 0 for none, 1 for all.
         attention: the backend.
+        packed: responses share a row.
         micro_batch_tokens: in memory at a time [tokens].
         optimizer: its name.
         adapter_rank: of LoRA; None where all weights are trained.
@@ -87,6 +89,7 @@ class Setup:
         reference: a frozen copy of the model stands beside the policy.
         statistics: numbers kept of each token besides its log-probabilities.
         kept_passes: forward passes that score a phase (old policy, reference).
+        saves_within: checkpoints are also written while an epoch is under way.
         engine, rollout: see there.
     """
 
@@ -99,11 +102,13 @@ class Setup:
     strategy: str
     shard_over: str
     reshard: bool
-    reduce_each_step: bool
+    reduce: str
+    gradient_room: float
     cpu_offload: bool
     half: bool
     recompute: int
     attention: str
+    packed: bool
     micro_batch_tokens: int
     optimizer: str
     adapter_rank: int | None
@@ -111,6 +116,7 @@ class Setup:
     reference: bool
     statistics: int
     kept_passes: int
+    saves_within: bool
     engine: EngineSetup
     rollout: RolloutSetup
 
@@ -125,6 +131,13 @@ class Setup:
         if self.strategy != "fsdp":
             return 1
         return self.ranks if self.shard_over == "all" else self.devices
+
+    @property
+    def holds_gradient(self) -> bool:
+        """Whether a rank holds the whole gradient until the step's last micro-batch."""
+        if self.strategy != "fsdp" or self.micro_batches == 1:
+            return False
+        return self.reduce == "step" or (self.reduce == "auto" and FLOAT * self.trained <= self.gradient_room)
 
     @property
     def compute_bytes(self) -> int:

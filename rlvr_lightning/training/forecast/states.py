@@ -16,10 +16,10 @@ def weights(setup: Setup) -> float:
 def gradients(setup: Setup) -> float:
     """Float32 gradients: 4 P_trained / S [bytes].
 
-    With `reduce_gradients=step` each rank holds them whole until the step's last micro-batch. Under ddp the buckets in
-    which they travel hold them a second time.
+    With `reduce_gradients=step` (or `auto`, where there is room) a rank holds them whole until the last micro-batch.
+    Under ddp the buckets in which they travel hold them a second time.
     """
-    if setup.strategy == "fsdp" and setup.reduce_each_step and setup.micro_batches > 1:
+    if setup.holds_gradient:
         return FLOAT * setup.trained * (1 + 1 / setup.shards)
     return FLOAT * setup.trained / setup.shards * (2 if setup.strategy == "ddp" else 1)
 
