@@ -41,7 +41,9 @@ def config(kind: str) -> Any:
         "mistral": lambda: t.MistralConfig(**SIZES),
         "phi3": lambda: t.Phi3Config(**SIZES, pad_token_id=0),
         "mixtral": lambda: t.MixtralConfig(**SIZES, num_local_experts=2),
-        "gemma2": lambda: t.Gemma2Config(**SIZES, final_logit_softcapping=0.5),
+        "gemma2": lambda: t.Gemma2Config(**SIZES),
+        "granite": lambda: t.GraniteConfig(**SIZES, logits_scaling=8.0),
+        "cohere": lambda: t.CohereConfig(**SIZES, pad_token_id=0),
     }[kind]()
 
 
@@ -128,9 +130,10 @@ def test_a_missing_file_of_several_is_named(tmp_path: Path) -> None:
         Policy(ModelSource(str(folder)))
 
 
-def test_logits_that_are_more_than_an_output_layers_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["gemma2", "granite", "cohere"])
+def test_logits_that_are_more_than_an_output_layers_are_refused(kind: str, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="its logits are not those of a plain output layer"):
-        Policy(ModelSource(str(folder_of("gemma2", tmp_path))))
+        Policy(ModelSource(str(folder_of(kind, tmp_path))))
 
 
 def test_rows_are_read_alone_and_in_memory_of_their_own() -> None:

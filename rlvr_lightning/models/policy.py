@@ -14,10 +14,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from rlvr_lightning.errors import ModelError
 from rlvr_lightning.models.adapters import add_adapters, begin, checkpoint_name, merged_weights
 from rlvr_lightning.models.attention import packed_lengths, set_attention
 from rlvr_lightning.models.loading import build, fill, fingerprint
+from rlvr_lightning.models.plain_head import check_plain_head
 from rlvr_lightning.models.recompute import recompute
 from rlvr_lightning.objective.token_stats import Statistics, token_stats
 from rlvr_lightning.protocols import VocabStatistic
@@ -51,6 +51,7 @@ class Policy(nn.Module):
     ) -> None:
         super().__init__()
         model, files = build(source)
+        check_plain_head(model, source.path)
         self.fingerprint = fingerprint(model, files)
         self.attention = set_attention(model, source.attention)
         if trainable:
@@ -69,26 +70,6 @@ class Policy(nn.Module):
             begin(self.causal_lm, source.lora, device)
         if share is None:
             self.to(device)
-        self._check_plain_head(source.path)
-        self.free_gathered()
-
-    def _check_plain_head(self, path: str) -> None:
-        """Logits are made chunk by chunk from hidden states; a head that does more (soft caps, scales) would be lost."""
-        vocabulary = int(self.causal_lm.config.get_text_config().vocab_size)
-        ids = torch.arange(1, 5).remainder(vocabulary).unsqueeze(0)
-        if self.head_gap(ids.to(next(self.parameters()).device)) > 1:
-            raise ModelError(
-                f"model.path={path}: its logits are not those of a plain output layer, which is not supported"
-            )
-
-    @torch.no_grad()
-    def head_gap(self, ids: Int[Tensor, "B L"]) -> float:
-        """Largest difference between the model's logits and its output layer's, in units of what rounding explains."""
-        model = self.causal_lm
-        expected = model(input_ids=ids, use_cache=False).logits.float()
-        hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
-        found = model.get_output_embeddings()(hidden).float()
-        return float(((found - expected).abs() / (1e-3 + 1e-3 * expected.abs())).max())
 
     @property
     def causal_lm(self) -> Any:

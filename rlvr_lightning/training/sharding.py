@@ -14,7 +14,6 @@ from torch.distributed.fsdp import (
     MixedPrecisionPolicy,
     OffloadPolicy,
     fully_shard,
-    register_fsdp_forward_method,
 )
 
 from rlvr_lightning.errors import ConfigError
@@ -98,7 +97,6 @@ def shard(policy: Policy, mesh: DeviceMesh, settings: ShardSettings) -> None:
     for layer in policy.causal_lm.get_decoder().layers:
         fully_shard(layer, reshard_after_forward=settings.reshard_after_forward, **shared)
     fully_shard(policy, reshard_after_forward=True, **shared)
-    register_fsdp_forward_method(policy, "head_gap")
 
 
 def meet(policy: Policy, settings: ShardSettings, device: torch.device, *, last: bool) -> None:
