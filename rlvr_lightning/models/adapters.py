@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -69,11 +69,16 @@ def begin(model: nn.Module, config: Any, device: torch.device) -> None:
             _draw(room, adapter, config)
             drawn = dict(room.named_parameters())
             new = {
-                id(parameter): local_parameter(parameter, drawn[name].__getitem__, device)
+                id(parameter): local_parameter(parameter, _rows(drawn[name]), device)
                 for name, parameter in layer.named_parameters()
                 if ADAPTER in f".{name}"
             }
             exchange(layer, new)
+
+
+def _rows(whole: Tensor) -> Callable[[slice], Tensor]:
+    # Of their own: a view would keep the whole.
+    return lambda rows: whole[rows].clone()
 
 
 def _draw(layer: Any, adapter: str, config: Any) -> None:

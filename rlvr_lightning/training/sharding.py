@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import torch
@@ -87,16 +87,17 @@ def make_mesh(device_mesh: DeviceMesh | None, settings: ShardSettings, num_nodes
 def shard(policy: Policy, mesh: DeviceMesh, settings: ShardSettings) -> None:
     """Share the policy's weights out over the mesh, in place: decoder layers one by one, the rest with the root."""
     dtype = compute_dtype(settings.precision)
+    casts = MixedPrecisionPolicy(None if dtype == torch.float32 else dtype, torch.float32)
     shared: dict[str, Any] = {
         "mesh": mesh,
-        "mp_policy": MixedPrecisionPolicy(None if dtype == torch.float32 else dtype, torch.float32),
         "offload_policy": (
             CPUOffloadPolicy(pin_memory=mesh.device_type != "cpu") if settings.cpu_offload else OffloadPolicy()
         ),
     }
     for layer in policy.causal_lm.get_decoder().layers:
-        fully_shard(layer, reshard_after_forward=settings.reshard_after_forward, **shared)
-    fully_shard(policy, reshard_after_forward=True, **shared)
+        fully_shard(layer, mp_policy=casts, reshard_after_forward=settings.reshard_after_forward, **shared)
+    # A micro-batch holds float32 numbers of the policy at the start of the update: what the root is given stays as it is.
+    fully_shard(policy, mp_policy=replace(casts, cast_forward_inputs=False), reshard_after_forward=True, **shared)
 
 
 def meet(policy: Policy, settings: ShardSettings, device: torch.device, *, last: bool) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -132,6 +133,27 @@ def learning(ranks: Ranks) -> dict[str, Any]:
     return found
 
 
+@dataclass(frozen=True)
+class Witness:
+    """What a statistic is given, whatever the policy computes in."""
+
+    name: ClassVar[str] = "witness"
+    passes: ClassVar[tuple[str, ...]] = ("update",)
+    differentiable: ClassVar[bool] = False
+
+    def __call__(self, logprobs: Tensor, token_ids: Tensor, old: Any) -> Tensor:
+        assert logprobs.dtype == torch.float32
+        return old["witness"].double()
+
+
+def casting(ranks: Ranks) -> dict[str, Any]:
+    part = batch(slice(0, 2))
+    numbers = torch.rand(part.advantages.shape, generator=torch.Generator().manual_seed(0))
+    policy = ranks.policy(precision="bf16-mixed")
+    _, found = policy(replace(part, old_statistics={"witness": numbers}), 1.0, (Witness(),))
+    return {"same": torch.equal(found["witness"], numbers.double())}
+
+
 def recomputing(ranks: Ranks) -> dict[str, Any]:
     policy, runs = ranks.policy(source(gradient_checkpointing=2)), [0] * 4
     for index, layer in enumerate(policy.causal_lm.get_decoder().layers):
@@ -144,6 +166,9 @@ def adapters(ranks: Ranks) -> dict[str, Any]:
     found = {}
     for kind in ADAPTED:
         policy = ranks.policy(adapted(kind))
+        for parameter in policy.parameters():
+            local = parameter.to_local()  # type: ignore[attr-defined]
+            assert local.untyped_storage().nbytes() == 4 * local.numel(), "a shard holds on to more than itself"
         begun = {name: p.full_tensor() for name, p in policy.named_parameters() if p.requires_grad}  # type: ignore[attr-defined]
         move(policy)
         ranks.learn(policy)
@@ -222,7 +247,7 @@ def hybrid(ranks: Ranks) -> dict[str, Any]:
     }
 
 
-TWO = (loading, learning, recomputing, adapters, meeting, resharding)
+TWO = (loading, learning, casting, recomputing, adapters, meeting, resharding)
 
 
 def work(rank: int, world: int, nodes: int, checks: tuple[Callable[[Ranks], Any], ...], folder: Path) -> None:
@@ -304,6 +329,10 @@ def test_two_ranks_learn_as_one(precision: str, two: list[dict[str, Any]]) -> No
         assert float(found["clipped"]) == pytest.approx(0.5 * norm, rel=bound)
         assert not torch.isfinite(found["broken"])
         assert found["offloads"] == (precision == "offloaded")
+
+
+def test_numbers_of_the_old_policy_stay_float32(two: list[dict[str, Any]]) -> None:
+    assert [rank["casting"]["same"] for rank in two] == [True, True]
 
 
 def test_layers_are_recomputed_under_sharding(two: list[dict[str, Any]]) -> None:
