@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback, Checkpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.distributed import ProcessGroup
 
 from rlvr_lightning.errors import CheckpointError, ConfigError
@@ -146,8 +147,8 @@ class Checkpoints(Checkpoint):
         self._settle(trainer, wait_for_it=True)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Ctrl-C between two steps leaves a checkpoint; after anything else the last complete one stays."""
-        if not isinstance(exception, KeyboardInterrupt):
+        """Ctrl-C and SIGTERM between two steps leave a checkpoint; after anything else the last complete one stays."""
+        if not isinstance(exception, KeyboardInterrupt | SIGTERMException):
             if self._under_way is not None:
                 wait([self._under_way], GRACE)
             return

@@ -26,8 +26,8 @@ def run_tensors(trainer: L.Trainer, module: L.LightningModule) -> dict[str, Tens
     for optimizer in trainer.optimizers:
         for weight, state in optimizer.state.items():
             for key, value in state.items():
-                assert isinstance(value, Tensor), f"the optimizer's {key} is {value!r}: checkpoints hold tensors"
-                tensors[f"optimizer.{names[id(weight)]}.{key}"] = value
+                if isinstance(value, Tensor):
+                    tensors[f"optimizer.{names[id(weight)]}.{key}"] = value
     tensors.update({f"random.{trainer.global_rank}.{name}": value for name, value in _random_state(module).items()})
     return tensors
 
@@ -45,8 +45,17 @@ def run_state(trainer: L.Trainer, module: L.LightningModule, progress: Progress)
         "module": held,
         "data": data,
         "callbacks": {key: state for key, state in states.items() if state},
+        "optimizer": _optimizer_numbers(trainer, module),
         "schedulers": [config.scheduler.last_epoch for config in trainer.lr_scheduler_configs],
     }
+
+
+def _optimizer_numbers(trainer: L.Trainer, module: L.LightningModule) -> dict[str, dict[str, Any]]:
+    """What some optimizers count for each weight and keep as a plain number, by the weight's name."""
+    names = {id(weight): name for name, weight in trained(module)}
+    states = {names[id(w)]: state for optimizer in trainer.optimizers for w, state in optimizer.state.items()}
+    plain = {name: {k: v for k, v in state.items() if not isinstance(v, Tensor)} for name, state in states.items()}
+    return {name: numbers for name, numbers in plain.items() if numbers}
 
 
 def trained(module: L.LightningModule) -> Iterator[tuple[str, torch.nn.Parameter]]:
@@ -81,7 +90,7 @@ def restore_run(trainer: L.Trainer, module: L.LightningModule, checkpoint: Path,
         if callback.state_key in state["callbacks"]:
             callback.load_state_dict(state["callbacks"][callback.state_key])
     for optimizer in trainer.optimizers:
-        _restore_optimizer(optimizer, module, checkpoint, group)
+        _restore_optimizer(optimizer, module, state["optimizer"], checkpoint, group)
     for config, steps in zip(trainer.lr_scheduler_configs, state["schedulers"], strict=True):
         _advance(config.scheduler, steps)
     Progress(**state["progress"]).restore(trainer)
@@ -97,10 +106,14 @@ def _advance(scheduler: Any, steps: int) -> None:
 
 
 def _restore_optimizer(
-    optimizer: torch.optim.Optimizer, module: L.LightningModule, checkpoint: Path, group: ProcessGroup | None
+    optimizer: torch.optim.Optimizer,
+    module: L.LightningModule,
+    numbers: dict[str, dict[str, Any]],
+    checkpoint: Path,
+    group: ProcessGroup | None,
 ) -> None:
     saved, tensors = saved_tensors(checkpoint / WEIGHTS), {}
-    states: dict[str, dict[str, Tensor]] = {}
+    states: dict[str, dict[str, Any]] = {name: dict(values) for name, values in numbers.items()}
     by_name = dict(trained(module))
     for full, (shape, dtype) in saved.items():
         if full.startswith("optimizer."):
