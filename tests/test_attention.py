@@ -259,3 +259,39 @@ def test_packing_and_attention_settings_are_obeyed(tmp_path: Path) -> None:
     assert layouts(tmp_path / "3", "model.attention=eager") == {False}
     # An explicit mask keeps them apart too, at its price.
     assert layouts(tmp_path / "4", "model.attention=eager", "rollout.packing=true") == {True}
+
+
+@pytest.mark.parametrize("checkpointing", ["full", 2])
+def test_recomputed_layers_find_the_lengths_of_the_packed_row_again(checkpointing: Any, tmp_path: Path) -> None:
+    kind, settings = MODELS["mistral, window of 8"]
+    source, held = folder(tmp_path, kind, **settings), rows()
+    batch, other = collate(held, 0, packed=True), collate(held[::-1], 0, packed=True)
+    plain = pass_of(Policy(source), [batch])
+    policy = Policy(ModelSource(source.path, gradient_checkpointing=checkpointing))
+    first = policy(batch, 1.0)[0]
+    # Another pass comes between a forward pass and its backward pass.
+    with torch.no_grad():
+        policy(other, 1.0)
+    (first * batch.advantages).sum().backward()
+    gradient = torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None])
+    torch.testing.assert_close(gradient, plain[1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow  # compiles a kernel
+def test_flex_attention_keeps_packed_responses_apart_by_blocks(tmp_path: Path) -> None:
+    # Without a gradient: flex attention has no backward pass on a CPU.
+    source, held = folder(tmp_path, "llama"), rows((300, 200, 140, 128))
+    flex = Policy(source)
+    set_attention(flex.causal_lm, "flex_attention")
+    batch = collate(held, 0, packed=True)
+    made: list[Any] = []
+    layer = flex.causal_lm.get_decoder().layers[0].self_attn
+    layer.register_forward_pre_hook(lambda _, args, kwargs: made.append(kwargs["attention_mask"]), with_kwargs=True)
+    with torch.no_grad():
+        found, _ = flex(batch, 1.0)
+        expected, _ = Policy(source)(batch, 1.0)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    # What stands for the mask is as large as the number of blocks' pairs, not of tokens'.
+    (mask,) = made
+    tensors = [value for value in vars(mask).values() if isinstance(value, Tensor)]
+    assert sum(tensor.numel() for tensor in tensors) < 768**2 / 1000
