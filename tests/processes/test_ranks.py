@@ -60,8 +60,9 @@ def test_two_ranks_are_one_process(strategy: str, alone: Path, tmp_path: Path) -
     assert (tmp_path / "rollouts" / "version_4.jsonl.gz").exists()
 
 
-def test_two_ranks_with_packed_rows_are_one_process(alone: Path, tmp_path: Path) -> None:
-    arguments = ("strategy=ddp", "trainer.devices=2", "rollout.packing=true", f"output_dir={tmp_path}")
+def test_two_ranks_with_padded_rows_are_one_process_with_packed_ones(alone: Path, tmp_path: Path) -> None:
+    cut = ("rollout.packing=false", "trainer.micro_batch_size=null", "trainer.micro_batch_tokens=200")
+    arguments = ("strategy=ddp", "trainer.devices=2", *cut, f"output_dir={tmp_path}")
     subprocess.run(command(*arguments), check=True, timeout=300)
     one, two = losses(alone), losses(tmp_path)
     for name, values in one.items():
