@@ -89,7 +89,8 @@ def test_micro_batches_by_hand() -> None:
 
 @pytest.mark.parametrize("packed", [True, False])
 def test_rows_without_weight_are_left_out_and_their_order_does_not_matter(packed: bool) -> None:
-    rows = [row(index, 3 + index, weight=index % 3 > 0) for index in range(9)]
+    # In pairs of one length, so that the order of what is equal could tell.
+    rows = [row(index, 3 + index // 4, weight=index % 3 > 0) for index in range(9)]
     layout = Layout(Budget(20), 0, packed)
     micros = layout.cut(rows)
     assert sorted(one.prompt_index for one in chain(*micros)) == [1, 2, 4, 5, 7, 8]
