@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from training import SMALL
 
 from rlvr_lightning.cli.completion import candidates
 from rlvr_lightning.cli.main import main, reorder
+from rlvr_lightning.config.checks import check_folder
 from rlvr_lightning.config.compose import compose
 from rlvr_lightning.errors import ConfigError
+from rlvr_lightning.models.source import ModelSource
 from rlvr_lightning.rollout.engines.vllm_engine import vllm_installed
 
 FIT = ("fit", "conf=archer", "trainer.max_epochs=0")
@@ -55,6 +61,18 @@ MISTAKES = [
     ((*FIT, "optim.name=sgd"), "optim.name must be one of adamw, adamw_8bit, adamw_paged; got sgd"),
     ((*FIT, "optim.schedule=step"), "optim.schedule must be one of constant, linear, cosine; got step"),
     ((*FIT, "optim.betas=[0.9,1.0]"), "optim.betas must be two numbers in [0, 1); got [0.9, 1.0]"),
+    ((*FIT, "trainer.devices=0"), "trainer.devices must be at least 1; got 0"),
+    ((*FIT, "trainer.devices=-1"), "trainer.devices must be at least 1; got -1"),
+    (
+        (*FIT, "trainer.accelerator=abc"),
+        "trainer.accelerator=abc, trainer.devices=1 cannot be had here: You selected an",
+    ),
+    ((*FIT, "output_dir=/etc/hostname"), "output_dir=/etc/hostname cannot be a folder: /etc/hostname is a file"),
+    ((*FIT, "output_dir=/etc/hostname/run"), "cannot be a folder: /etc/hostname is a file"),
+    (
+        (*FIT, "task=jsonl", "task.path=x.jsonl", "task.num_held_out=4"),
+        "there is no setting task.num_held_out with the task chosen, only with another one",
+    ),
     ((*FIT, "trainer.max_epochs=many"), "trainer.max_epochs must be a whole number; got 'many'"),
     ((*FIT, "optim.lr=-1"), "optim.lr must be at least 0; got -1"),
     ((*FIT, "seed=-1"), "seed must be a whole number from 0; got -1"),
@@ -110,6 +128,67 @@ def test_a_model_folder_without_tokenizer(tmp_path: Path, capsys: pytest.Capture
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     assert main((*FIT, f"model.path={tmp_path}")) == 2
     assert f"model.path={tmp_path} has no usable tokenizer" in capsys.readouterr().err
+
+
+def test_weights_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(Path(ModelSource().folder), tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"garbage")
+    assert main((*FIT, f"model.path={tmp_path / 'model'}", f"output_dir={tmp_path / 'run'}")) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith(f"error: {tmp_path / 'model' / 'model.safetensors'} is no readable safetensors file: ")
+
+
+def test_adapters_that_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main((*FIT, "peft=lora", "peft.config.r=0", f"output_dir={tmp_path / 'run'}")) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("error: peft.config cannot be used: `r` should be a positive integer")
+
+
+def test_a_folder_closed_to_the_user_and_one_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if os.geteuid() == 0:  # every folder is open to root
+        monkeypatch.setattr(os, "access", lambda path, mode: mode == os.F_OK and Path(path).exists())
+    else:
+        tmp_path.chmod(0o500)
+    with pytest.raises(ConfigError, match=f"output_dir={tmp_path}/run cannot be written: {tmp_path} is closed to you"):
+        check_folder(tmp_path / "run")
+
+
+def test_a_new_run_does_not_mix_with_an_older_ones_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "checkpoints" / "step_00000016").mkdir(parents=True)
+    assert main((*FIT, f"output_dir={tmp_path}")) == 2
+    message = (
+        f"output_dir={tmp_path} holds a run already: go on with it by resume={tmp_path}, or choose another output_dir"
+    )
+    assert capsys.readouterr().err == f"error: {message}\n"
+
+
+def test_a_home_folder_is_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert main((*FIT, *SMALL, "trainer.max_epochs=0", "rollout.prompts_per_step=8", "output_dir=~/run")) == 0
+    assert (tmp_path / "run" / "config.yaml").is_file()
+    assert not (tmp_path / "~").exists()
+
+
+def test_ctrl_c_before_anything_is_built(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("rlvr_lightning.cli.main._dispatch", lambda arguments: signal.raise_signal(signal.SIGINT))
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    assert main(("fit",)) == 130
+    signal.signal(signal.SIGINT, previous)
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_a_disk_that_takes_no_more_is_told_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(arguments: list[str]) -> int:
+        with Path("/dev/full").open("w") as file:
+            file.write("x" * 100_000)
+        return 0
+
+    monkeypatch.setattr("rlvr_lightning.cli.main._dispatch", full)
+    assert main(("fit",)) == 1
+    assert capsys.readouterr().err == "error: the output folder cannot be written: No space left on device\n"
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b'{"format": 1, "step": 1', b'{"format": 2}', b"[]"])

@@ -6,9 +6,11 @@ and exit code 2.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlvr_lightning.errors import RLVRError
@@ -52,6 +54,10 @@ Examples
   python -m rlvr_lightning fit resume=outputs/RUN trainer.max_epochs=200
   python -m rlvr_lightning export resume=outputs/RUN
 """
+# What shells report of a program ended by SIGINT.
+INTERRUPTED = 130
+# What a disk says that takes no more, or nothing at all.
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 SHELLS = ("bash", "zsh", "fish")
 # Hydra's options that take a value; they must come before the overrides.
 VALUED = (
@@ -76,7 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: without the program's name; the process's own by default.
 
     Returns:
-        The exit code: 0, or 2 after an error addressed to the user; with several ranks every error ends in 1.
+        The exit code: 0; 2 after an error addressed to the user, 1 after another one, and with several ranks after any;
+        130 after Ctrl-C.
     """
     from rlvr_lightning.training import watch
 
@@ -89,7 +96,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         watch.interrupt()
-        raise
+        sys.stderr.write("interrupted\n")
+        return INTERRUPTED
+    except OSError as error:
+        watch.fail(error)
+        if error.errno not in DISK:
+            raise
+        sys.stderr.write(f"error: {error.filename or 'the output folder'} cannot be written: {error.strerror}\n")
+        return 1
     except Exception as error:
         watch.fail(error)
         raise
@@ -147,6 +161,12 @@ def reorder(arguments: Sequence[str]) -> list[str]:
     return [*options, *overrides]
 
 
+def at_home(argument: str) -> str:
+    """`KEY=~/PATH` with the user's home, which not every shell puts there and Hydra does not understand."""
+    key, _, value = argument.partition("=")
+    return f"{key}={Path(value).expanduser()}" if value.startswith("~/") else argument
+
+
 def _compose_and_run(verb: Callable[[DictConfig], None], name: str, arguments: Sequence[str]) -> int:
     import hydra
     from hydra.errors import HydraException
@@ -160,7 +180,7 @@ def _compose_and_run(verb: Callable[[DictConfig], None], name: str, arguments: S
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     watch.begin_where_launched()
     # A resumed run's overrides are of its own configuration, which Hydra does not know.
-    translated, later = split([experiment_override(argument) for argument in reorder(arguments)], VALUED)
+    translated, later = split([experiment_override(at_home(argument)) for argument in reorder(arguments)], VALUED)
     original = sys.argv
     failures: list[RLVRError] = []
 

@@ -36,6 +36,11 @@ def _build(cfg: DictConfig) -> Run:
 
 def fit(cfg: DictConfig) -> None:
     """Train; the last epoch is measured in any case."""
+    from rlvr_lightning.config.checks import check_unused
+    from rlvr_lightning.config.derived import first_rank
+
+    if cfg.resume is None and first_rank():
+        check_unused(Path(cfg.output_dir))
     run = _build(cfg)
     try:
         run.fit()

@@ -12,6 +12,7 @@ import lightning as L
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
 
@@ -21,7 +22,7 @@ from rlvr_lightning.callbacks.measure import MeasureAtTheEnd
 from rlvr_lightning.callbacks.outputs import CurvesCallback, ProvenanceCallback
 from rlvr_lightning.callbacks.screen import ScreenCallback
 from rlvr_lightning.callbacks.table import Events, MetricsTable, TableCallback
-from rlvr_lightning.config.checks import check_judge, check_kinds
+from rlvr_lightning.config.checks import check_folder, check_judge, check_kinds, check_least
 from rlvr_lightning.config.compose import explain
 from rlvr_lightning.config.derived import DerivedNumbers
 from rlvr_lightning.config.planned import check_memory
@@ -182,6 +183,8 @@ def build_run(cfg: DictConfig, callbacks: list[Callback] | None = None) -> Run:
     """
     quiet()
     check_kinds(cfg)
+    check_least(cfg)
+    check_folder(Path(cfg.output_dir))
     derived = DerivedNumbers.of(cfg)
     derived.show()
     check_judge(cfg, component(cfg, "verifier"))
@@ -219,11 +222,9 @@ def default_callbacks(cfg: DictConfig, table: MetricsTable) -> list[Callback]:
 def build_trainer(cfg: DictConfig, callbacks: list[Callback], table: MetricsTable) -> L.Trainer:
     """Lightning's trainer as configured."""
     settings, folder = cfg.trainer, Path(cfg.output_dir)
-    if settings.max_epochs < 0:
-        raise ConfigError(f"trainer.max_epochs must be at least 0; got {settings.max_epochs}")
     # FSDP2 casts what it gathers by itself.
     precision = "32-true" if cfg.strategy.name == "fsdp" else settings.precision
-    trainer = L.Trainer(
+    trainer = _trainer(
         accelerator=settings.accelerator,
         devices=settings.devices,
         num_nodes=settings.num_nodes,
@@ -242,6 +243,15 @@ def build_trainer(cfg: DictConfig, callbacks: list[Callback], table: MetricsTabl
     )
     check_ranks(cfg, trainer.num_devices * trainer.num_nodes)
     return trainer
+
+
+def _trainer(**settings: Any) -> L.Trainer:
+    try:
+        return L.Trainer(**settings)
+    except (MisconfigurationException, TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        asked = f"trainer.accelerator={settings['accelerator']}, trainer.devices={settings['devices']}"
+        raise HardwareError(f"{asked} cannot be had here: {reason}") from error
 
 
 def check_ranks(cfg: DictConfig, ranks: int) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -47,6 +49,42 @@ def check_kinds(cfg: DictConfig) -> None:
                 raise ConfigError(f"{key} must be {KINDS[kind]}; got {value!r}")
     if isinstance(cfg.seed, bool) or not isinstance(cfg.seed, int) or cfg.seed < 0:
         raise ConfigError(f"seed must be a whole number from 0; got {cfg.seed!r}")
+
+
+def check_least(cfg: DictConfig) -> None:
+    """Is there something to run on?
+
+    Raises:
+        ConfigError: a number is too small.
+    """
+    for key, least in (("devices", 1), ("num_nodes", 1), ("max_epochs", 0)):
+        if isinstance(cfg.trainer[key], int) and cfg.trainer[key] < least:
+            raise ConfigError(f"trainer.{key} must be at least {least}; got {cfg.trainer[key]}")
+
+
+def check_folder(folder: Path) -> None:
+    """Can a run leave its files there? Writes nothing.
+
+    Raises:
+        ConfigError: it is in the place of a file, or may not be written to.
+    """
+    nearest = next((path for path in (folder, *folder.parents) if os.access(path, os.F_OK)), folder)
+    if not nearest.is_dir():
+        raise ConfigError(f"output_dir={folder} cannot be a folder: {nearest} is a file")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise ConfigError(f"output_dir={folder} cannot be written: {nearest} is closed to you; choose another place")
+
+
+def check_unused(folder: Path) -> None:
+    """Is it free for a run that begins anew? Its own checkpoints and another run's could not be told apart.
+
+    Raises:
+        ConfigError: it holds a run's checkpoints.
+    """
+    if any((folder / "checkpoints").glob("step_*")):
+        raise ConfigError(
+            f"output_dir={folder} holds a run already: go on with it by resume={folder}, or choose another output_dir"
+        )
 
 
 def check_judge(cfg: DictConfig, verifier: Verifier) -> None:

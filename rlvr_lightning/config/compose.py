@@ -134,6 +134,9 @@ def _explain_override(text: str) -> ConfigError:
     known: list[str] = []
     if (not GlobalHydra.instance().is_initialized() and "." in name) or "/" not in name:
         known = sorted({*leaf_keys(_default_config()), *groups()})
+    if name in known:
+        group = name.partition(".")[0]
+        return ConfigError(f"there is no setting {name} with the {group} chosen, only with another one")
     return ConfigError(f"there is no setting {name}; {nearest(name, known)}")
 
 

@@ -30,7 +30,10 @@ def add_adapters(model: PreTrainedModel, config: Any, path: str) -> nn.Module:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
     tied = {name for group in names.values() if len(group) > 1 for name in group}
-    wrapped: nn.Module = get_peft_model(model, config)
+    try:
+        wrapped: nn.Module = get_peft_model(model, config)
+    except ValueError as error:
+        raise ConfigError(f"peft.config cannot be used: {str(error).splitlines()[0]}") from error
     for name, layer in _adapted(model):
         if config.lora_bias and getattr(layer.get_base_layer(), "bias", None) is None:
             raise ConfigError(

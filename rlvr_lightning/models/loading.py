@@ -44,7 +44,7 @@ class Files:
     @cached_property
     def places(self) -> dict[str, Path]:
         """Which file holds a tensor; empty where there are no safetensors files."""
-        from safetensors import safe_open
+        from safetensors import SafetensorError, safe_open
 
         index = self._file(INDEX)
         if index is not None:
@@ -58,8 +58,11 @@ class Files:
             files = [] if single is None else [single]
         found = {}
         for file in files:
-            with safe_open(file, "pt") as opened:
-                found.update(dict.fromkeys(opened.keys(), file))
+            try:
+                with safe_open(file, "pt") as opened:
+                    found.update(dict.fromkeys(opened.keys(), file))
+            except SafetensorError as error:
+                raise ModelError(f"{file} is no readable safetensors file: {error}") from error
         return found
 
     def _file(self, name: str) -> Path | None:
