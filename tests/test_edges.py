@@ -224,7 +224,7 @@ def test_a_report_is_of_its_sums() -> None:
     report = RolloutReport()
     totals = {"responses": 40, "graded": 32, "reward": 8.0, "correct": 4, "tokens": 500, "truncated": 10, "errors": 3}
     totals |= {"dropped": 5, "groups": 16, "equal_groups": 6.0, "ranks": 4, "batches": 12, "refilled": 7, "masked": 2}
-    for name, value in (totals | {"sampling_s": 8.0, "shaped": -4.0}).items():
+    for name, value in (totals | {"sampling_s": 8.0, "verifying_s": 6.0, "shaped": -4.0}).items():
         report.add(name, value / 2)
         report.add(name, value / 2)
     assert report.metrics(torch.device("cpu")) == {
@@ -242,8 +242,9 @@ def test_a_report_is_of_its_sums() -> None:
         "verifier/errors": 3,
         # 500 tokens in 8 seconds of four ranks, each at work for two of them
         "perf/sampling_tokens_per_s": 250.0,
+        "perf/verifying_s": 1.5,
     }
-    empty = RolloutReport(dict.fromkeys(totals | {"sampling_s": 0.0}, 0.0) | {"ranks": 1.0})
+    empty = RolloutReport(dict.fromkeys(totals | {"sampling_s": 0.0, "verifying_s": 0.0}, 0.0) | {"ranks": 1.0})
     assert set(empty.metrics(torch.device("cpu")).values()) == {0.0}
 
 

@@ -392,9 +392,15 @@ def test_a_setting_of_a_task_changes_its_problems(
 
 # Held by tests of their own, which need more than a component.
 ELSEWHERE = {
-    "engine/auto": set(),
-    "engine/transformers": {"batch_size"},  # rollout/test_transformers_engine.py
-    "engine/vllm": {"gpu_memory_utilization", "max_num_seqs", "enforce_eager", "cpu_kv_cache_gb"},  # vllm_engine/
+    "engine/auto": {"dtype"},  # test_precision.py
+    "engine/transformers": {"batch_size", "dtype"},  # rollout/test_transformers_engine.py, test_precision.py
+    "engine/vllm": {
+        "gpu_memory_utilization",
+        "max_num_seqs",
+        "enforce_eager",
+        "cpu_kv_cache_gb",
+        "dtype",
+    },  # vllm_engine/
     "task/huggingface": {*ROWS, "path", "name", "split", "held_out_split"},  # tasks/test_huggingface.py
     "regularizer/lp_reg": {"kl_estimator", "temperature"},  # above, in the reference form
 }

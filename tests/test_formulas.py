@@ -11,6 +11,9 @@ from objectives import AGGREGATORS, Case, random_case, stats_of
 
 from rlvr_lightning.methods.constraints.capped_ratio import CappedRatio
 from rlvr_lightning.methods.constraints.clip_kl import ClipKL
+from rlvr_lightning.methods.constraints.gmpo import GMPO
+from rlvr_lightning.methods.constraints.gspo import GSPO
+from rlvr_lightning.methods.constraints.sapo import SAPO
 from rlvr_lightning.methods.partitioners.entropy_quantile import EntropyQuantile
 from rlvr_lightning.methods.partitioners.single import SinglePart
 from rlvr_lightning.methods.regularizers.lp_reg import LpReg
@@ -89,6 +92,16 @@ def test_a_cut_support_of_the_old_proxy_is_a_distribution_again(support: int) ->
     assert math.isclose(terms["lp_reg"], total / int(stats.loss_mask.sum()), rel_tol=1e-9)
 
 
+def test_sapos_gate_in_float64() -> None:
+    stats, _, terms = planned(Objective(SinglePart(), SAPO(1.1, 1.3), {}, MEAN), random_case(14))
+    total = 0.0
+    for at in places(stats):
+        a, r = float(stats.advantages[at]), math.exp(float(stats.logprobs[at].detach() - stats.old_logprobs[at]))
+        tau = 1.1 if a > 0 else 1.3
+        total -= 4 / tau / (1 + math.exp(-tau * (r - 1))) * a
+    assert math.isclose(terms["surrogate"], total / int(stats.loss_mask.sum()), rel_tol=1e-12)
+
+
 def test_log_ratios_are_held_at_twenty_and_k3_at_ten() -> None:
     """Far apart, the ratio of the surrogate is e^20 at most and the pull of a token 10 nats."""
     mask = torch.ones(1, 2, dtype=torch.bool)
@@ -100,3 +113,13 @@ def test_log_ratios_are_held_at_twenty_and_k3_at_ten() -> None:
     assert float(terms["surrogate"]) == pytest.approx(-(math.exp(20) + math.exp(-20)) / 2, rel=1e-12)
     # d is -29.5, held at -20: e^-20 + 20 - 1, held at 10; then 29.5, held at 20 and at 10.
     assert float(terms["kl"]) == pytest.approx(10.0, rel=1e-12)
+
+
+@pytest.mark.parametrize(("constraint", "most"), [(GSPO(1.0, math.inf), 10.0), (GMPO(math.inf, math.inf), 20.0)])
+def test_a_responses_ratio_is_held_too(constraint: Any, most: float) -> None:
+    """Far from the old policy the ratio of a response is e^10 (GSPO), that of each of its tokens e^20 (GMPO)."""
+    mask = torch.tensor([[True, True, False]])
+    old = torch.tensor([[-31.0, -41.0, 0.0]], dtype=torch.float64)
+    stats = TokenStats(torch.full_like(old, -1.0), old, torch.ones_like(old), mask)
+    objective = Objective(SinglePart(), constraint, {}, MEAN)
+    assert float(objective(stats, objective.plan(stats, Step())).loss) == pytest.approx(-math.exp(most), rel=1e-12)

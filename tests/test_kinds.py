@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from rlvr_lightning.config.checks import check_kinds
+from rlvr_lightning.config.checks import MANIFOLD, check_kinds
 from rlvr_lightning.config.compose import SECTIONS, compose, config_dir
 from rlvr_lightning.errors import ConfigError
 
@@ -46,8 +46,15 @@ def test_the_defaults_are_of_their_own_kind() -> None:
     check_kinds(BASE)
 
 
-# Settings that take words or a number beside their default.
-MIXED = {"trainer.devices": (True, 1.5), "model.gradient_checkpointing": (1.5,), "rollout.packing": (1.5,)}
+@pytest.mark.parametrize("key", ["trainer.save_every_n_steps", "trainer.save_every_n_minutes"])
+def test_what_may_be_null_is_of_its_kind_all_the_same(key: str) -> None:
+    assert refused(key, "often").startswith(f"{key} must be a")
+    OmegaConf.update(cfg := BASE.copy(), key, 5)
+    check_kinds(cfg)
+
+
+# Settings that take words or a number beside their default; what takes anything is checked where it is used.
+MIXED = {"trainer.devices": (True, 1.5), "rollout.packing": (1.5,), **dict.fromkeys(MANIFOLD, ())}
 
 
 @pytest.mark.parametrize(("key", "kind"), [*plain_settings()])

@@ -20,6 +20,7 @@ from rlvr_lightning.methods.constraints.clip_cov import ClipCov
 from rlvr_lightning.methods.constraints.clip_kl import ClipKL
 from rlvr_lightning.methods.constraints.flexible_clip import FlexibleClip
 from rlvr_lightning.methods.constraints.opefo import OPEFO, entropy_change
+from rlvr_lightning.methods.constraints.sapo import SAPO
 from rlvr_lightning.methods.corrections.mis import MIS
 from rlvr_lightning.methods.corrections.tis import TIS
 from rlvr_lightning.methods.partitioners.entropy_quantile import EntropyQuantile
@@ -95,6 +96,16 @@ def quantile(values: list[float], q: float) -> float:
     ordered, position = sorted(values), q * (len(values) - 1)
     below = math.floor(position)
     return ordered[below] + (position - below) * (ordered[min(below + 1, len(values) - 1)] - ordered[below])
+
+
+def test_sapos_gates_are_exact_in_float64() -> None:
+    case = random_case(1)
+    expected = []
+    for token in tokens(case):
+        tau = 1.1 if token.a > 0 else 1.3  # neither is a float32
+        expected.append(-4 / tau / (1 + math.exp(-tau * (token.r - 1))) * token.a)
+    assert len({value > 0 for value in expected}) == 2
+    assert math.isclose(token_mean(SAPO(1.1, 1.3), case), mean(expected), rel_tol=1e-12)
 
 
 def test_aspo_inverts_the_ratios_of_positive_advantages() -> None:

@@ -56,6 +56,7 @@ class RolloutReport:
             "rollout/refilled_groups": total["refilled"],
             "verifier/errors": total["errors"],
             "perf/sampling_tokens_per_s": total["tokens"] / max(total["sampling_s"], 1e-9) * total["ranks"],
+            "perf/verifying_s": total["verifying_s"] / total["ranks"],
         }
 
 
@@ -107,19 +108,30 @@ class Collector:
         self.sampling, self.group_size, self.seed, self.phase = sampling, group_size, seed, phase
         self.shaping = shaping
 
-    def draw(self, prompts: Sequence[Prompt], samples: int, purpose: str) -> list[Rollout]:
+    def draw(
+        self, prompts: Sequence[Prompt], samples: int, purpose: str, report: RolloutReport | None = None
+    ) -> list[Rollout]:
         """Graded responses, `samples` for each prompt, group after group.
+
+        Args:
+            prompts: to respond to.
+            samples: responses to each.
+            purpose: `train` or `held-out`, part of every response's seed.
+            report: gets the time that sampling and grading took.
 
         Raises:
             RolloutError: the engine holds other weights than it was last synced with, or drew nothing for a prompt.
         """
+        report = RolloutReport() if report is None else report
         self.phase("sampling")
         pairs = [(prompt, sample) for prompt in prompts for sample in range(samples)]
         requests = [
             GenerationRequest(prompt.token_ids, derived_seed(self.seed, purpose, prompt.index, sample))
             for prompt, sample in pairs
         ]
+        began = time.perf_counter()
         drawn = self.engine.generate(requests, self.sampling)
+        report.add("sampling_s", time.perf_counter() - began)
         if not all(generation.token_ids for generation in drawn):
             raise RolloutError("the engine drew an empty response")
         texts = self.source.tokenizer.batch_decode(
@@ -130,7 +142,10 @@ class Collector:
             for (prompt, sample), generation, text in zip(pairs, drawn, texts, strict=True)
         ]
         self.phase("verifying")
-        return grade(rollouts, self.verifier)
+        began = time.perf_counter()
+        graded = grade(rollouts, self.verifier)
+        report.add("verifying_s", time.perf_counter() - began)
+        return graded
 
     def collect(
         self,
@@ -187,10 +202,8 @@ class Collector:
         self, prompts: PromptSource, start: int, cut: StepCut, report: RolloutReport, batch: int
     ) -> list[Group]:
         """This rank's groups of a batch (0, 1, ...) of the phase."""
-        began = time.perf_counter()
         of_steps = cut.mine(prompts.take(start + batch * cut.per_epoch, cut.per_epoch))
-        drawn = self.draw(list(chain.from_iterable(of_steps)), self.group_size, "train")
-        report.add("sampling_s", time.perf_counter() - began)
+        drawn = self.draw(list(chain.from_iterable(of_steps)), self.group_size, "train", report)
         self._count(report, drawn)
         return [drawn[row : row + self.group_size] for row in range(0, len(drawn), self.group_size)]
 

@@ -53,7 +53,7 @@ class Judges:
     lines: dict[str, dict[int, set[str]]]
 
     @classmethod
-    def load(cls, root: Path, folder: Path) -> Judges:
+    def load(cls, folder: Path) -> Judges:
         """Everything recorded so far."""
         seconds: dict[str, float] = {}
         lines: dict[str, dict[int, set[str]]] = {}
@@ -62,7 +62,7 @@ class Judges:
             data = coverage.CoverageData(str(path.with_suffix(".cov")))
             data.read()
             for file in data.measured_files():
-                where = lines.setdefault(str(Path(file).relative_to(root)), {})
+                where = lines.setdefault(f"rlvr_lightning/{file.rpartition('/rlvr_lightning/')[2]}", {})
                 for line, tests in data.contexts_by_lineno(file).items():
                     where.setdefault(line, set()).update(tests)
         return cls(seconds, lines)

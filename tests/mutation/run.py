@@ -190,7 +190,7 @@ def main() -> None:
     items = sample(ROOT, options.count, options.seed)
     if not options.recorded:
         record(ROOT, options.folder)
-    judges = Judges.load(ROOT, options.folder)
+    judges = Judges.load(options.folder)
     with use_db(options.folder / f"session_{options.seed}.sqlite") as database:
         held = {item.job_id for item in database.work_items}
         database.add_work_items(item for item in items if item.job_id not in held)

@@ -7,6 +7,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
@@ -15,9 +16,11 @@ from rlvr_lightning.errors import DataError
 from rlvr_lightning.methods.advantages.group_relative import GroupRelative
 from rlvr_lightning.models.source import ModelSource
 from rlvr_lightning.rollout.batching import collate, make_rows, scored_rows
+from rlvr_lightning.rollout.collector import Collector
 from rlvr_lightning.rollout.prompts import PromptSource, derived_seed, tokenize
+from rlvr_lightning.rollout.refill import StepCut
 from rlvr_lightning.rollout.store import rollout_record, write_records
-from rlvr_lightning.types import Generation, Problem, Prompt, Rollout, Verdict
+from rlvr_lightning.types import Generation, GenerationRequest, Problem, Prompt, Rollout, SamplingSpec, Verdict
 
 TOKENIZER = ModelSource().tokenizer
 
@@ -167,3 +170,44 @@ def test_records_hold_an_error_instead_of_a_reward(tmp_path: Path) -> None:
     assert (record["reward"], record["correct"], record["error"]) == (None, None, "Boom: x")
     assert record["token_ids"] == [7, 1]
     assert [path.name for path in (tmp_path / "r").iterdir()] == ["v.jsonl.gz"]
+
+
+class Stopwatch:
+    """Time that passes only where the test says so."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+class SlowEngine:
+    """Draws two tokens a response in four seconds."""
+
+    policy_version = 0
+
+    def __init__(self, watch: Stopwatch) -> None:
+        self.watch = watch
+
+    def generate(self, requests: list[GenerationRequest], sampling: SamplingSpec) -> list[Generation]:
+        self.watch.now += 4.0
+        return [Generation((5, 6), (-0.5, -0.5), "stop") for _ in requests]
+
+
+def test_grading_is_no_part_of_the_samplings_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    watch = Stopwatch()
+    monkeypatch.setattr("rlvr_lightning.rollout.collector.time", watch)
+
+    def verify(response: str, problem: Problem) -> Verdict:
+        watch.now += 3.0
+        return Verdict(1.0, True, None)
+
+    source, engine = ModelSource(), cast(Any, SlowEngine(watch))
+    sampling = SamplingSpec(1.0, 8, ())
+    collector = Collector(source, engine, verify, GroupRelative(), sampling, 4, 0, lambda phase: None)
+    prompts = PromptSource([problem("1+1="), problem("1+2=")], TOKENIZER, 0, 99, "skip")
+    drawn = collector.collect(prompts, 0, StepCut(2, 2, 0, 1), 1, drop_equal_groups=False, mask_truncated=False)
+    metrics = drawn.report.metrics(torch.device("cpu"))
+    assert metrics["perf/sampling_tokens_per_s"] == 8 * 2 / 4.0
+    assert metrics["perf/verifying_s"] == 8 * 3.0

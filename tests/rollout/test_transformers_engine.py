@@ -88,3 +88,22 @@ def test_a_sync_that_does_not_fit_is_refused(engine: TransformersEngine) -> None
 def test_batch_size_must_be_positive() -> None:
     with pytest.raises(ConfigError, match="batch_size must be at least 1; got 0"):
         TransformersEngine(0)
+
+
+def test_as_many_responses_are_drawn_at_a_time_as_the_batch_size_says(engine: TransformersEngine) -> None:
+    pairs = TransformersEngine(batch_size=2)
+    pairs.start(SOURCE, torch.device("cpu"), 128, torch.float32)
+    assert pairs._model is not None
+    rows: list[int] = []
+    hook = pairs._model.register_forward_pre_hook(
+        lambda module, positional, named: rows.append(len(named["input_ids"])), with_kwargs=True
+    )
+    requests = [GenerationRequest(PROMPTS[seed % 2], seed) for seed in range(5)]
+    drawn = pairs.generate(requests, spec(length=3))
+    hook.remove()
+    # Three batches of three tokens each, the last of one response.
+    assert rows == [2, 2, 2, 2, 2, 2, 1, 1, 1]
+    pairs.sync(Policy(SOURCE).full_weights(), 1)
+    engine.sync(Policy(SOURCE).full_weights(), 1)
+    whole = engine.generate(requests, spec(length=3))
+    assert [one.token_ids for one in whole] == [one.token_ids for one in drawn]

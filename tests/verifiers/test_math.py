@@ -234,3 +234,13 @@ def test_a_pickled_copy_judges_alike(verifier: MathVerifier) -> None:
     copy = pickle.loads(pickle.dumps(verifier))
     assert copy(r"\boxed{\sqrt{8}}", problem(r"2\sqrt{2}")) == Verdict(1.0, True, r"\sqrt{8}")
     copy.close()
+
+
+def test_of_a_long_answer_two_hundred_characters_are_shown(verifier: MathVerifier) -> None:
+    for length, answer in ((199, "1"), (200, "1"), (201, "1"), (900, "1")):
+        sum_of_ones = ("1+" * length)[: length - 1 + length % 2] + ("" if length % 2 else "1")
+        shown = verifier(f"\\boxed{{{sum_of_ones}}}", problem(answer)).extracted
+        assert shown == sum_of_ones[:200]
+    # Equal as text, and as a plain number, without asking the worker.
+    for text in ("x" * 300, "1" + "0" * 30):
+        assert verifier(f"\\boxed{{{text}}}", problem(text)).extracted == text[:200]

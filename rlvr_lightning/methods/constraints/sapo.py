@@ -35,6 +35,7 @@ class SAPO(ConstraintPolicy):
     def __call__(self, stats: TokenStats, part_ids: Int[Tensor, "B T"], planned: Tensor) -> tuple[TokenTerm, ...]:
         """The surrogate; nothing is clipped."""
         r = ratio(stats.logprobs, stats.old_logprobs)
-        tau = torch.where(stats.advantages > 0, self.tau_pos, self.tau_neg).to(r.dtype)
+        # Of tensors: of two plain numbers `where` makes float32, whatever comes after.
+        tau = torch.where(stats.advantages > 0, torch.full_like(r, self.tau_pos), torch.full_like(r, self.tau_neg))
         gate = torch.sigmoid(tau * (r - 1)) * 4 / tau
         return (TokenTerm("surrogate", -gate * stats.advantages),)
