@@ -87,6 +87,7 @@ REFUSED = [
     ("model.path=/elsewhere", "model.path cannot be changed in a run that has begun: weights and reference are that"),
     ("variant=reference", "variant cannot be changed in a run that has begun: its components were made with it"),
     ("output_dir=elsewhere", "output_dir cannot be changed in a run that has begun: a run goes on in its own folder"),
+    ("optim.name=adamw_8bit", "optim.name cannot be changed in a run that has begun: the checkpoint's optimizer state"),
     ("peft.config=null", "peft.config cannot be changed in a run that has begun: the checkpoint's adapters"),
     ("controller.drives=constraint.clip_low.reasoning", "a run keeps its controller"),
     ("controller.initial=0.1", "the driven number has moved on"),

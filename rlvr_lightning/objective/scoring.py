@@ -40,6 +40,8 @@ class Scorer:
 
     def plan_ahead(self, batch: StepBatch, step: StepContext) -> list[StepPlan]:
         """The plan of each of several micro-batches, with a pass of its own only where a component needs one."""
+        if self.objective.plans_on == "rollout":
+            self._accompany(batch, step)
         before = [self._before(micro) for micro in batch.micros]
         return cut(self.objective.plan(join(before), step), before)
 
@@ -55,6 +57,20 @@ class Scorer:
             with self.policy.adapters_off():
                 there = replace(there, ref_logprobs=self._forward(self.policy, there)[0])
         return there.map(lambda tensor: tensor.cpu())
+
+    def _accompany(self, batch: StepBatch, step: StepContext) -> None:
+        """Pass through a micro-batch that another rank must pass through before the plan.
+
+        One without rows was never scored, so that nothing is known of it without a pass; and under FSDP2 a pass gathers
+        weights from every rank.
+        """
+        unknown = torch.tensor([micro.old_logprobs is None for micro in batch.micros]).to(
+            batch.micros[0].input_ids.device
+        )
+        anywhere = step.sum(unknown.long()) > 0
+        for micro, elsewhere in zip(batch.micros, (anywhere & ~unknown).tolist(), strict=True):
+            if elsewhere:
+                self._forward(self.policy, micro)
 
     def _before(self, micro: TokenBatch) -> TokenStats:
         """What is known of a micro-batch before its own pass."""

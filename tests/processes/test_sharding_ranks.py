@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,6 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from objectives import MEAN, OBJECTIVES
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy
@@ -19,15 +21,19 @@ from torch.distributed.tensor import DTensor
 
 from rlvr_lightning.models.policy import Policy
 from rlvr_lightning.models.source import ModelSource
+from rlvr_lightning.objective.scoring import Scorer
+from rlvr_lightning.objective.step import Step
+from rlvr_lightning.rollout.batching import collate
 from rlvr_lightning.training.optim import gradient_norm
 from rlvr_lightning.training.sharding import ShardSettings, make_mesh, meet, reduces_once, shard
-from rlvr_lightning.types import TokenBatch
+from rlvr_lightning.types import StepBatch, TokenBatch
 
 pytestmark = pytest.mark.slow
 
 ROWS, LENGTH, CPU = 12, 24, torch.device("cpu")
 # Its name since torch 2.13, and before.
 REDUCE_SCATTER = "reduce_scatter_single" if hasattr(dist, "reduce_scatter_single") else "reduce_scatter_tensor"
+LIMIT = timedelta(minutes=2)
 ADAPTED = {"lora": {}, "dora": {"use_dora": True}}
 
 
@@ -228,6 +234,16 @@ def resharding(ranks: Ranks) -> dict[str, Any]:
     return found
 
 
+def waiting(ranks: Ranks) -> dict[str, Any]:
+    """Plan an off-policy step of two micro-batches, of which the last rank has no rows for the second."""
+    policy = ranks.policy()
+    scorer = Scorer(policy, ranks.policy(trainable=False), OBJECTIVES["archer"](MEAN), 1.0)
+    scored = scorer.score(batch(slice(0, 3)), CPU, on_policy=False)
+    second = collate([], 0, packed=False) if ranks.rank == ranks.world - 1 else scored
+    plans = scorer.plan_ahead(StepBatch((scored, second)), Step())
+    return {"plans": len(plans), "loss": ranks.learn(policy)}
+
+
 def hybrid(ranks: Ranks) -> dict[str, Any]:
     settings = ShardSettings(shard_over="node", reduce_gradients="micro_batch")
     policy, scattered, summed = ranks.policy(shard_over="node"), [0], [0]
@@ -247,12 +263,12 @@ def hybrid(ranks: Ranks) -> dict[str, Any]:
     }
 
 
-TWO = (loading, learning, casting, recomputing, adapters, meeting, resharding)
+TWO = (loading, learning, casting, waiting, recomputing, adapters, meeting, resharding)
 
 
 def work(rank: int, world: int, nodes: int, checks: tuple[Callable[[Ranks], Any], ...], folder: Path) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=world)
+    dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=world, timeout=LIMIT)
     ranks = Ranks(rank, world, nodes)
     torch.save({check.__name__: check(ranks) for check in checks}, folder / f"{rank}.pt")
     dist.destroy_process_group()
@@ -329,6 +345,13 @@ def test_two_ranks_learn_as_one(precision: str, two: list[dict[str, Any]]) -> No
         assert float(found["clipped"]) == pytest.approx(0.5 * norm, rel=bound)
         assert not torch.isfinite(found["broken"])
         assert found["offloads"] == (precision == "offloaded")
+
+
+def test_a_rank_without_rows_for_a_micro_batch_is_waited_for(two: list[dict[str, Any]]) -> None:
+    _, loss = alone()
+    for found in (rank["waiting"] for rank in two):
+        assert found["plans"] == 2
+        assert float(found["loss"]) == pytest.approx(float(loss), rel=1e-6)
 
 
 def test_numbers_of_the_old_policy_stay_float32(two: list[dict[str, Any]]) -> None:
