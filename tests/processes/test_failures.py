@@ -151,3 +151,47 @@ def test_a_mistake_of_all_ranks_is_told_once(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
     code, stderr = failed(tmp_path, "rollout.group_size=1")
     assert (code, stderr) == (2, "error: rollout.group_size must be at least 2 for this advantage; got 1\n")
+
+
+def test_what_was_saved_before_goes_on(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    code, stderr = failed(tmp_path, "engine=faulty", "engine.fault=kill", "engine.phase=4")
+    assert code == 1, stderr
+    again = ["fit", f"resume={folder}", "engine.fault=none", "trainer.max_epochs=2"]
+    done = subprocess.run(
+        [sys.executable, "-m", "rlvr_lightning", *again],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (folder / "checkpoints" / "step_00000002").is_dir()
+    assert not (folder / "failure.txt").exists()
+
+
+def test_ctrl_c_on_all_ranks_is_no_failure(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rlvr_lightning", *settings(tmp_path)],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        # Started in the background of a shell, the tests themselves may ignore SIGINT, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert process.stdout is not None
+    seen = ""
+    for line in process.stdout:
+        seen += line
+        if "epoch 2/" in line:
+            os.killpg(process.pid, signal.SIGINT)
+            break
+    seen += process.stdout.read()
+    assert process.wait(LIMIT) == 130, seen
+    assert f"interrupted; go on with: fit resume={tmp_path / 'run'}" in seen
+    assert "error on rank" not in seen
+    assert not (tmp_path / "run" / "failure.txt").exists()
+    assert alive(tmp_path) == []
