@@ -130,6 +130,12 @@ def test_a_model_folder_without_tokenizer(tmp_path: Path, capsys: pytest.Capture
     assert f"model.path={tmp_path} has no usable tokenizer" in capsys.readouterr().err
 
 
+def test_an_engine_of_ones_own_need_not_have_every_setting(tmp_path: Path) -> None:
+    (tmp_path / "engine").mkdir()
+    (tmp_path / "engine" / "mine.yaml").write_text("_target_: outside.Engine\n")
+    assert main(("plan", "--config-dir", str(tmp_path), "engine=mine")) == 0
+
+
 def test_weights_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(Path(ModelSource().folder), tmp_path / "model")
     (tmp_path / "model" / "model.safetensors").write_bytes(b"garbage")

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from rlvr_lightning.config.derived import first_rank
 from rlvr_lightning.errors import ConfigError, HardwareError, ModelError
@@ -67,7 +67,8 @@ def setup_of(cfg: DictConfig, module: RLVRModule) -> Setup:
         statistics=len(module.objective.requires),
         kept_passes=int(rollout.steps > 1) + int(reference),
         saves_within=cfg.trainer.save_every_n_steps is not None or cfg.trainer.save_every_n_minutes is not None,
-        engine=_engine(cfg, engine_dtype(cfg.engine.dtype, dtype).itemsize),
+        # An engine of somebody's own need not have the setting.
+        engine=_engine(cfg, engine_dtype(OmegaConf.select(cfg, "engine.dtype") or "auto", dtype).itemsize),
         rollout=rollout,
     )
 
