@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +14,10 @@ import pytest
 from rlvr_lightning.cli.main import main
 from rlvr_lightning.cli.plan import plan_run, verdict
 from rlvr_lightning.config import planned
+from rlvr_lightning.config.build import build_data, build_module, component, model_source
 from rlvr_lightning.config.compose import compose
 from rlvr_lightning.models.shapes import packaged
+from rlvr_lightning.models.source import bundled_model
 from rlvr_lightning.training.forecast.setup import GIB
 
 # Ends with what the process had loaded and its peak [KiB].
@@ -74,10 +77,12 @@ def small_host(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A model's folder before its weights are there."""
+    """A model's folder before its weights are there, with the bundled tokenizer."""
     made = tmp_path / "model"
     made.mkdir()
     (made / "config.json").write_text(json.dumps(packaged()["Qwen/Qwen2.5-1.5B"]))
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(bundled_model() / name, made)
     return made
 
 
@@ -93,7 +98,8 @@ def test_fit_refuses_what_cannot_fit_in_one_line(
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("error: archer needs ")
     assert "GiB of this host, and 20.0 are there: it would fit with " in line
-    assert line.count("GiB)") == 3
+    for setting in ("model.gradient_checkpointing=full", "trainer.micro_batch_tokens=", "peft=lora"):
+        assert setting in line
     assert line.endswith("hardware.check=false tries it all the same")
     assert list(tmp_path.iterdir()) == [folder]
 
@@ -104,8 +110,22 @@ def test_fit_goes_on_all_the_same_when_told_to(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main((*FIT, f"model.path={folder}", "hardware.check=false")) == 2
-    # The folder holds no weights and no tokenizer, which is found out next.
+    # The folder holds no weights, which is found out next.
     assert f"model.path={folder} " in capsys.readouterr().err
+
+
+def test_prompts_count_as_long_as_they_are_before_a_run_is_refused(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 4 responses of 48 tokens: after prompts of 12, as the task has them, they fit; after 20,000 they would not.
+    few = ("rollout.prompts_per_epoch=2", "rollout.prompts_per_step=2", "rollout.group_size=2", "engine.batch_size=4")
+    cfg = compose([*FIT[1:], *few, f"model.path={folder}", "rollout.max_prompt_tokens=20000", f"output_dir={tmp_path}"])
+    longest = plan_run(cfg)
+    monkeypatch.setattr(planned, "_host_memory", lambda accelerator: longest.host_total / 2)
+    assert plan_run(cfg).certainly_too_large
+    source = model_source(cfg)
+    data, module = build_data(cfg, source, component(cfg, "engine")), build_module(cfg, source)
+    planned.check_memory(cfg, module, data)
 
 
 def test_a_forecast_within_its_tolerance_is_no_reason_to_refuse(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:

@@ -194,7 +194,7 @@ def build_run(cfg: DictConfig, callbacks: list[Callback] | None = None) -> Run:
     data = build_data(cfg, source, component(cfg, "engine"))
     module = build_module(cfg, source)
     check_on_policy(data, module.objective)
-    check_memory(cfg, module)
+    check_memory(cfg, module, data)
     source.tokenizer  # noqa: B018 - a model folder without one is found out now
     table, resume = MetricsTable(Path(cfg.output_dir)), Resume()
     mine = [FailureCallback(), resume, *(callbacks or [])]

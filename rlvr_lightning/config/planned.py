@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from rlvr_lightning.config.derived import first_rank
+from rlvr_lightning.datamodule import RolloutDataModule
 from rlvr_lightning.errors import ConfigError, HardwareError, ModelError
 from rlvr_lightning.models.recompute import every_nth
 from rlvr_lightning.models.shapes import ModelShape, model_shape
@@ -17,11 +19,15 @@ from rlvr_lightning.models.source import ModelSource
 from rlvr_lightning.module import RLVRModule
 from rlvr_lightning.rollout.engines.dtypes import engine_dtype
 from rlvr_lightning.rollout.engines.vllm_engine import vllm_installed
+from rlvr_lightning.rollout.prompts import tokenize
 from rlvr_lightning.training.forecast.forecast import Forecast, forecast
 from rlvr_lightning.training.forecast.remedies import remedies
 from rlvr_lightning.training.forecast.setup import GIB, EngineSetup, RolloutSetup, Setup
 from rlvr_lightning.training.precision import compute_dtype
 from rlvr_lightning.training.sharding import GRADIENT_SHARE
+
+# Prompts looked at before a run is refused.
+SAMPLED_PROMPTS = 200
 
 
 def setup_of(cfg: DictConfig, module: RLVRModule) -> Setup:
@@ -163,8 +169,10 @@ def _engine(cfg: DictConfig, number_bytes: int) -> EngineSetup:
     return EngineSetup("transformers", number_bytes)
 
 
-def check_memory(cfg: DictConfig, module: RLVRModule) -> None:
+def check_memory(cfg: DictConfig, module: RLVRModule, data: RolloutDataModule) -> None:
     """Refuse a run that needs more memory than is here, beyond what the forecast may be wrong by.
+
+    Prompts count as `rollout.max_prompt_tokens` at first, and where that is too much, as the longest of some of them.
 
     Raises:
         HardwareError: it does; the message names what would make it fit.
@@ -173,6 +181,8 @@ def check_memory(cfg: DictConfig, module: RLVRModule) -> None:
         return
     try:
         planned = forecast(setup_of(cfg, module))
+        if planned.certainly_too_large:
+            planned = forecast(_with_real_prompts(planned.setup, data))
     except ModelError:  # an architecture whose needs are not known here
         return
     if planned.certainly_too_large:
@@ -181,6 +191,14 @@ def check_memory(cfg: DictConfig, module: RLVRModule) -> None:
             f"{cfg.name} needs {short.needed / GIB:.1f} GiB of {short.place}, and {short.there / GIB:.1f} are there: "
             f"{advice(planned)}; hardware.check=false tries it all the same"
         )
+
+
+def _with_real_prompts(setup: Setup, data: RolloutDataModule) -> Setup:
+    problems = data.task.train()
+    some = range(0, len(problems), max(1, len(problems) // SAMPLED_PROMPTS))
+    longest = max(len(tokenize(problems[place], data.source.tokenizer)) for place in some)
+    rollout = replace(setup.rollout, prompt_tokens=min(setup.rollout.prompt_tokens, longest))
+    return replace(setup, rollout=rollout)
 
 
 def advice(planned: Forecast) -> str:
