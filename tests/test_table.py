@@ -152,9 +152,11 @@ def test_after_a_stop_and_a_resume_the_steps_stand_once(before: int, unbroken: P
 def test_measuring_apart_from_training_is_no_entry(tmp_path: Path) -> None:
     fit(tmp_path, *OFF_POLICY)
     before = (tmp_path / "logs" / "metrics.csv").read_text()
+    files = sorted((tmp_path / "tensorboard").rglob("*"))
     assert main(("validate", f"resume={tmp_path}", "rollout.eval_samples=4", "export.checkpoint=last")) == 0
     assert (tmp_path / "logs" / "metrics.csv").read_text() == before
     assert not list(tmp_path.glob("logs/version_*"))
+    assert sorted((tmp_path / "tensorboard").rglob("*")) == files
 
 
 def test_tensorboard_shows_each_step_once_after_a_resume(tmp_path: Path) -> None:
@@ -162,7 +164,7 @@ def test_tensorboard_shows_each_step_once_after_a_resume(tmp_path: Path) -> None
 
     for resumed_at, values in ((0, {4: 1.0, 8: 2.0, 12: 3.0}), (4, {8: 5.0})):
         events = Events(tmp_path)
-        events.purge(resumed_at + 1 if resumed_at else 0)
+        events.open(resumed_at + 1 if resumed_at else 0)
         for step, value in values.items():
             events.log_metrics({"a": value}, step)
         events.finalize("success")

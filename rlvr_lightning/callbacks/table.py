@@ -118,14 +118,29 @@ def read_table(file: Path) -> list[Row]:
 
 
 class Events(TensorBoardLogger):
-    """TensorBoard's files of a run, all sessions of it under one name."""
+    """TensorBoard's files of a run, all sessions of it under one name.
+
+    Args:
+        folder: the output folder.
+    """
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, name="tensorboard", version=0)
+        self._open = False
 
-    def purge(self, step: int) -> None:
-        """Have TensorBoard hide what earlier sessions wrote of `step` and later; before anything is written."""
-        self._kwargs["purge_step"] = step
+    def open(self, step: int) -> None:
+        """Take numbers from now on, and have TensorBoard hide what earlier sessions wrote of `step` and later."""
+        self._open, self._kwargs["purge_step"] = True, step
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """As TensorBoard's logger does, of a run that is being trained."""
+        if self._open:
+            super().log_metrics(metrics, step)
+
+    def save(self) -> None:
+        """Likewise."""
+        if self._open:
+            super().save()
 
 
 class TableCallback(Callback):
@@ -145,7 +160,7 @@ class TableCallback(Callback):
         step = pl_module.policy_version
         for logger in trainer.loggers:
             if isinstance(logger, Events):
-                logger.purge(step + 1 if step else 0)
+                logger.open(step + 1 if step else 0)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Rows of later steps come again."""

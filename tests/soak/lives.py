@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import multiprocessing
 import os
@@ -28,7 +29,11 @@ def _live(arguments: Sequence[str], environment: dict[str, str], said: Path) -> 
     from rlvr_lightning.cli.main import main
 
     sys.argv = [sys.argv[0], *arguments]
-    sys.exit(main(list(arguments)))
+    try:
+        sys.exit(main(list(arguments)))
+    finally:
+        # As at the end of any process; a forked one leaves it out.
+        atexit._run_exitfuncs()
 
 
 class Life:
