@@ -168,6 +168,8 @@ def report(database: WorkDB, items: Sequence[WorkItem]) -> None:
     """The score, and each survivor with its line before and after."""
     results = dict(database.results)
     judged = [(item, results[item.job_id]) for item in items if item.job_id in results]
+    # An operator may find nothing to change after all.
+    judged = [pair for pair in judged if pair[1].worker_outcome != WorkerOutcome.NO_TEST]
     outcomes = [result.test_outcome for _, result in judged]
     killed = outcomes.count(TestOutcome.KILLED)
     for item, result in judged:
