@@ -143,7 +143,7 @@ def _phases(setup: Setup) -> tuple[Line, ...]:
         Line("weights cast to bfloat16", states.cast_weights(setup), "scoring"),
         Line("forward pass at work", activations.scoring_work(setup), "scoring"),
         Line("engine: drawing a batch", sampling.drawing_work(setup), "sampling"),
-        Line("checkpoint being written", host.copy_beside_sampling(setup), "sampling"),
+        Line("checkpoint being written, gradients freed", host.copy_beside_sampling(setup), "sampling"),
         Line("handing weights to the engine", sampling.sync_work(setup), "syncing"),
     )
 
@@ -153,9 +153,7 @@ def _host(setup: Setup) -> tuple[Line, ...]:
         Line("processes and libraries", host.processes(setup)),
         Line("rollouts of a phase", host.rollouts(setup)),
         Line("offloaded weights, gradients, optimizer state", host.offloaded(setup)),
-        Line(
-            "checkpoint being written", host.checkpoint_copy(setup) - setup.devices * host.copy_beside_sampling(setup)
-        ),
+        Line("checkpoint being written", host.checkpoint_copy(setup)),
     )
 
 

@@ -44,18 +44,27 @@ def offloaded(setup: Setup) -> float:
 
 
 def checkpoint_copy(setup: Setup) -> float:
-    """What a checkpoint is written from while training goes on: this host's shards once more [bytes]."""
-    return checkpoint_size(setup) / setup.shards * setup.devices
+    """What a checkpoint is written from while training goes on: this host's shards once more [bytes].
+
+    On the CPU without saving inside epochs it stands beside sampling alone: see `copy_beside_sampling`.
+    """
+    if setup.accelerator == "cpu" and not setup.saves_within:
+        return 0.0
+    return setup.devices * _copy_of_a_rank(setup)
 
 
 def copy_beside_sampling(setup: Setup) -> float:
-    """A rank's part of that copy on the CPU, where updates need the same memory [bytes].
+    """What that copy adds to a rank on the CPU while the next epoch's responses are drawn [bytes].
 
-    Saved at the end of an epoch alone, it is there while the next one's responses are drawn, and gone before updates.
+    At the end of an epoch a checkpoint follows a validation, before which Lightning frees the gradients.
     """
     if setup.accelerator == "gpu" or setup.saves_within:
         return 0.0
-    return checkpoint_copy(setup) / setup.devices
+    return max(_copy_of_a_rank(setup) - gradients(setup), 0.0)
+
+
+def _copy_of_a_rank(setup: Setup) -> float:
+    return checkpoint_size(setup) / setup.shards
 
 
 def checkpoint_size(setup: Setup) -> float:
