@@ -134,7 +134,7 @@ def _phases(setup: Setup) -> tuple[Line, ...]:
         Line("gathered weights", gathered, "update"),
         Line("weights cast to bfloat16", states.cast_weights(setup), "update"),
         Line("the step's tokens", activations.batch(setup), "update"),
-        Line("activations kept for the backward pass", activations.kept(setup), "update"),
+        Line("activations kept for the backward pass", _kept_beside_gradients(setup), "update"),
         Line("backward pass at work (a layer, or a chunk of logits)", update, "update"),
         Line("gathered weights", gathered, "reduction"),
         Line("gradients before they are reduced", states.gathered_gradients(setup), "reduction"),
@@ -146,6 +146,12 @@ def _phases(setup: Setup) -> tuple[Line, ...]:
         Line("checkpoint being written, gradients freed", host.copy_beside_sampling(setup), "sampling"),
         Line("handing weights to the engine", sampling.sync_work(setup), "syncing"),
     )
+
+
+def _kept_beside_gradients(setup: Setup) -> float:
+    """In a step of one micro-batch gradients come as activations go: what stands is the larger of the two."""
+    kept = activations.kept(setup)
+    return kept if setup.micro_batches > 1 else max(kept - states.gradients(setup), 0.0)
 
 
 def _host(setup: Setup) -> tuple[Line, ...]:
