@@ -8,6 +8,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 
+# What shells report of a program ended by SIGINT.
+INTERRUPTED = 130
+
 
 class RLVRError(Exception):
     """Base of all errors addressed to the user: the message says what, where and what to do."""

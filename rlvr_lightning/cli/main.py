@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlvr_lightning.errors import RLVRError
+from rlvr_lightning.errors import INTERRUPTED, RLVRError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -54,8 +54,6 @@ Examples
   python -m rlvr_lightning fit resume=outputs/RUN trainer.max_epochs=200
   python -m rlvr_lightning export resume=outputs/RUN
 """
-# What shells report of a program ended by SIGINT.
-INTERRUPTED = 130
 # What a disk says that takes no more, or nothing at all.
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 SHELLS = ("bash", "zsh", "fish")

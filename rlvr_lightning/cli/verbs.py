@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from rlvr_lightning.errors import INTERRUPTED
+
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from rlvr_lightning.config.build import Run
 
-# What shells report of a program ended by SIGINT.
-INTERRUPTED = 130
 
 Verb = Callable[["DictConfig"], None]
 

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from rlvr_lightning.errors import INTERRUPTED
 from rlvr_lightning.training.failure import LONGEST, Failure
 from rlvr_lightning.training.meeting import keep_alive
 
@@ -28,7 +29,6 @@ PATIENCE = 1.0
 LINGER = 5.0
 # After one rank was interrupted the others are, or hang [seconds].
 INTERRUPT_SECONDS = 30.0
-INTERRUPTED = 130
 
 
 @dataclass

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
 from types import FrameType
 from typing import TYPE_CHECKING, Any, cast
@@ -10,33 +12,54 @@ from typing import TYPE_CHECKING, Any, cast
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
+from rlvr_lightning.errors import INTERRUPTED
+from rlvr_lightning.training.failure import end_process
+
 if TYPE_CHECKING:
     from rlvr_lightning.datamodule import RolloutDataModule
 
 
 class InterruptCallback(Callback):
-    """Holds the first SIGINT back while a step is under way; a second one ends it at once."""
+    """Holds the first SIGINT back while a step is under way; a second one ends it at once.
+
+    Several ranks hear of it at moments of their own, and one that stopped there would leave the others in a collective:
+    they stop at the next step or phase (sampling, verifying, ...), all at the same.
+    """
 
     def __init__(self) -> None:
         self._updating = self._pending = False
+        self._trainer: L.Trainer | None = None
         self._previous: Any = None
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take over SIGINT, where this is the main thread and nobody ignores it."""
+        self._trainer = trainer
         cast("RolloutDataModule", trainer.datamodule).phase_listeners.append(self._on_phase)  # type: ignore[attr-defined]
         here = threading.current_thread() is threading.main_thread()
         if here and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             self._previous = signal.signal(signal.SIGINT, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if not self._updating or self._pending:
+        assert self._trainer is not None
+        several = self._trainer.world_size > 1
+        if self._pending and several:
+            end_process(INTERRUPTED)
+        if self._pending or not (self._updating or several):
             signal.default_int_handler(number, frame)
         self._pending = True
+        if several and self._trainer.is_global_zero:
+            # Not through a logger, whose lock the interrupted code may hold.
+            os.write(sys.stderr.fileno(), b"Ctrl-C: all ranks stop after this phase; press it again to end at once\n")
 
     def _on_phase(self, phase: str) -> None:
         self._updating = phase == "updating"
-        if self._pending and not self._updating:
+        if self._stops() and not self._updating:
             raise KeyboardInterrupt
+
+    def _stops(self) -> bool:
+        """Whether any rank was asked to stop; all ranks must ask."""
+        assert self._trainer is not None
+        return bool(self._trainer.strategy.reduce_boolean_decision(self._pending, all=False))
 
     def on_train_batch_start(
         self,
@@ -46,7 +69,7 @@ class InterruptCallback(Callback):
         batch_idx: int,
     ) -> None:
         """Between two steps is the moment; all ranks stop at the same one."""
-        if trainer.strategy.reduce_boolean_decision(self._pending, all=False):
+        if self._stops():
             raise KeyboardInterrupt
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:

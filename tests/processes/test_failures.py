@@ -195,3 +195,24 @@ def test_ctrl_c_on_all_ranks_is_no_failure(tmp_path: Path) -> None:
     assert "error on rank" not in seen
     assert not (tmp_path / "run" / "failure.txt").exists()
     assert alive(tmp_path) == []
+
+
+def test_ctrl_c_that_one_rank_hears_while_it_samples_stops_all_and_goes_on(tmp_path: Path) -> None:
+    # Before the third phase is drawn: the held-out problems came first, and after the first epoch again.
+    faulty = ("engine=faulty", "engine.fault=interrupt", "engine.rank=1", "engine.phase=3")
+    done = subprocess.run(
+        [sys.executable, "-m", "rlvr_lightning", *settings(tmp_path, *faulty)],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+        check=False,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert done.returncode == 130, done.stderr
+    assert "error on rank" not in done.stderr
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("step_*")] == ["step_00000001"]
+    resume = ("fit", "--config-dir", str(tmp_path / "conf"), f"resume={tmp_path / 'run'}", "trainer.max_epochs=2")
+    again = [sys.executable, "-m", "rlvr_lightning", *resume, "engine=transformers"]
+    subprocess.run(again, env=environment(), timeout=LIMIT, check=True)
+    assert (tmp_path / "run" / "checkpoints" / "step_00000002").is_dir()

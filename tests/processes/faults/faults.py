@@ -46,6 +46,8 @@ class FaultyEngine(TransformersEngine):
             os.kill(os.getpid(), signal.SIGKILL)
         if due and self.fault == "exit":
             sys.exit(7)
+        if due and self.fault == "interrupt":
+            os.kill(os.getpid(), signal.SIGINT)
         if due and self.fault == "hang":
             threading.Event().wait()
         return super().generate(requests, sampling)
