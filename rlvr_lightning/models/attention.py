@@ -67,7 +67,7 @@ class Group:
         return min(self.lengths) == self.lengths[0]
 
     @cached_property
-    def _columns(self) -> Int[Tensor, " S*N"]:
+    def _columns(self) -> Int[Tensor, " columns"]:
         lengths = torch.tensor(self.lengths)
         begins = (lengths.cumsum(0) - lengths).unsqueeze(1)
         return (begins + torch.arange(self.lengths[0])).clamp(max=sum(self.lengths) - 1).flatten().to(self.device)

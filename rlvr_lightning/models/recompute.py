@@ -6,7 +6,7 @@ probability each time it is scored. Nothing here depends on the mode, and no mod
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
@@ -34,7 +34,7 @@ def every_nth(setting: str | int | bool) -> int:
     return setting
 
 
-def recompute(layers: Sequence[nn.Module], setting: str | int | bool) -> None:
+def recompute(layers: nn.ModuleList, setting: str | int | bool) -> None:
     """Have every n-th layer, from the first, keep its input alone and run once more in the backward pass."""
     step = every_nth(setting)
     for layer in layers[::step] if step else ():

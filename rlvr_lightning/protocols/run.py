@@ -37,6 +37,7 @@ class ModelFolder(Protocol):
         ...
 
 
+@runtime_checkable
 class PolicyModel(Protocol):
     """A policy's forward pass."""
 
@@ -59,6 +60,7 @@ class PolicyModel(Protocol):
         ...
 
 
+@runtime_checkable
 class TrainedModule(Protocol):
     """The module as the data module sees it."""
 
@@ -78,6 +80,7 @@ class TrainedModule(Protocol):
         ...
 
 
+@runtime_checkable
 class RolloutData(Protocol):
     """The data module as the module sees it."""
 

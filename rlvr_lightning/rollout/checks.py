@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from rlvr_lightning.errors import CheckpointError, ConfigError
 from rlvr_lightning.protocols import AdvantageEstimator, TrainedModule
@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from rlvr_lightning.objective.objective import Objective
 
 
+@runtime_checkable
 class RolloutSettings(Protocol):
-    """The data module's settings, and whom it meets."""
+    """The data module's settings."""
 
     group_size: int
     prompts_per_epoch: int
@@ -29,7 +30,6 @@ class RolloutSettings(Protocol):
     truncated: Any
     eval_samples: int
     sampling: SamplingSpec
-    trainer: Any
 
     @property
     def steps_per_epoch(self) -> int:
@@ -40,6 +40,13 @@ class RolloutSettings(Protocol):
     def temperature(self) -> float:
         """Of sampling."""
         ...
+
+
+@runtime_checkable
+class JoinedSettings(RolloutSettings, Protocol):
+    """The same once the data module has met its trainer."""
+
+    trainer: Any
 
     @property
     def ranks(self) -> tuple[int, int]:
@@ -88,7 +95,7 @@ def check_settings(data: RolloutSettings, advantage: AdvantageEstimator) -> None
             raise ConfigError(f"rollout.{rule}; got {got}")
 
 
-def check_fit(data: RolloutSettings) -> None:
+def check_fit(data: JoinedSettings) -> None:
     """Do trainer, module and data module agree?
 
     Raises:
@@ -139,7 +146,7 @@ def phase_settings(data: RolloutSettings) -> dict[str, Any]:
     return {name: getattr(data, name) for name in names}
 
 
-def check_resumed(data: RolloutSettings, state: Mapping[str, Any], order: str) -> None:
+def check_resumed(data: JoinedSettings, state: Mapping[str, Any], order: str) -> None:
     """May a run go on from a checkpoint under these settings?
 
     Args:

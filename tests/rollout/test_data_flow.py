@@ -5,9 +5,9 @@ from __future__ import annotations
 import gzip
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
 
 import pytest
 import torch
@@ -17,6 +17,7 @@ from rlvr_lightning.methods.advantages.group_relative import GroupRelative
 from rlvr_lightning.models.source import ModelSource
 from rlvr_lightning.rollout.batching import collate, make_rows, scored_rows
 from rlvr_lightning.rollout.collector import Collector
+from rlvr_lightning.rollout.engines.transformers_engine import TransformersEngine
 from rlvr_lightning.rollout.prompts import PromptSource, derived_seed, tokenize
 from rlvr_lightning.rollout.refill import StepCut
 from rlvr_lightning.rollout.store import rollout_record, write_records
@@ -182,15 +183,14 @@ class Stopwatch:
         return self.now
 
 
-class SlowEngine:
+class SlowEngine(TransformersEngine):
     """Draws two tokens a response in four seconds."""
 
-    policy_version = 0
-
     def __init__(self, watch: Stopwatch) -> None:
+        super().__init__()
         self.watch = watch
 
-    def generate(self, requests: list[GenerationRequest], sampling: SamplingSpec) -> list[Generation]:
+    def generate(self, requests: Sequence[GenerationRequest], sampling: SamplingSpec) -> list[Generation]:
         self.watch.now += 4.0
         return [Generation((5, 6), (-0.5, -0.5), "stop") for _ in requests]
 
@@ -203,7 +203,7 @@ def test_grading_is_no_part_of_the_samplings_speed(monkeypatch: pytest.MonkeyPat
         watch.now += 3.0
         return Verdict(1.0, True, None)
 
-    source, engine = ModelSource(), cast(Any, SlowEngine(watch))
+    source, engine = ModelSource(), SlowEngine(watch)
     sampling = SamplingSpec(1.0, 8, ())
     collector = Collector(source, engine, verify, GroupRelative(), sampling, 4, 0, lambda phase: None)
     prompts = PromptSource([problem("1+1="), problem("1+2=")], TOKENIZER, 0, 99, "skip")

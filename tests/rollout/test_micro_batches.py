@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import chain
-from pathlib import Path
 
 import pytest
 import torch
 
-from rlvr_lightning.config.build import build_run
-from rlvr_lightning.config.compose import compose
 from rlvr_lightning.errors import ConfigError
 from rlvr_lightning.rollout.balance import assign, cost
 from rlvr_lightning.rollout.batching import collate
@@ -117,22 +114,3 @@ def test_what_is_scored_comes_back_to_all_rows_that_carry_weight(packed: bool) -
 def test_a_budget_of_nothing_is_refused(budget: tuple[int, int | None], name: str) -> None:
     with pytest.raises(ConfigError, match=f"trainer.micro_batch_{name} must be at least 1; got 0"):
         Budget(*budget)
-
-
-def test_the_settings_of_a_run_are_its_budget_and_are_checked(tmp_path: Path) -> None:
-    def budget(*overrides: str) -> Budget:
-        return build_run(compose(["engine=transformers", *overrides, f"output_dir={tmp_path}"])).data.budget
-
-    assert budget() == Budget(16384, None)
-    assert budget("trainer.micro_batch_tokens=77", "trainer.micro_batch_size=3") == Budget(77, 3)
-    refused = {
-        "trainer.micro_batch_tokens=0": "trainer.micro_batch_tokens must be at least 1; got 0",
-        "trainer.micro_batch_size=2.5": "trainer.micro_batch_size must be a whole number; got 2.5",
-        "rollout.packing=maybe": "rollout.packing: auto, true or false; got maybe",
-        "rollout.packing=1": "rollout.packing must be",
-        "rollout.truncated=drop": "rollout.truncated: keep or mask; got drop",
-        "model.attention=flash": "model.attention must be one of auto, .*; got 'flash'",
-    }
-    for override, message in refused.items():
-        with pytest.raises(ConfigError, match=message):
-            budget(override)
