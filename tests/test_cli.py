@@ -17,7 +17,7 @@ from training import SMALL
 from rlvr_lightning.cli.completion import candidates
 from rlvr_lightning.cli.main import main, reorder
 from rlvr_lightning.config.checks import check_folder
-from rlvr_lightning.config.compose import compose
+from rlvr_lightning.config.compose import compose, explain
 from rlvr_lightning.errors import ConfigError
 from rlvr_lightning.models.source import ModelSource
 from rlvr_lightning.rollout.engines.vllm_engine import vllm_installed
@@ -263,3 +263,9 @@ def test_every_public_name_exists() -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+", rlvr_lightning.__version__)
     with pytest.raises(AttributeError, match="no attribute 'nobody'"):
         _ = rlvr_lightning.nobody
+
+
+def test_an_error_that_stands_in_its_own_chain_is_explained_all_the_same() -> None:
+    error, other = ValueError("one"), ValueError("two")
+    error.__context__, other.__context__ = other, error
+    assert str(explain(error)) == "one"

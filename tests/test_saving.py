@@ -190,6 +190,24 @@ def test_a_full_disk_stops_the_run_with_one_line_and_is_resumed(
         subprocess.run(["umount", disk], check=True)
 
 
+def test_a_disk_too_small_for_the_first_checkpoint_is_said_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    disk = tmp_path / "checkpoints"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=5m", "tmpfs", disk], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip("mounting is not permitted here")
+    try:
+        assert main(("fit", *RUN, "trainer.save_every_n_steps=2", f"output_dir={tmp_path}")) == 2
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert "No space left on device" in line
+        assert "there was none before: make room" in line
+        assert "resume=" not in line
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
 class Counting(torch.optim.Optimizer):
     """Momentum, and a step size that falls with a count kept as a plain number, as 8-bit optimizers have it."""
 

@@ -118,9 +118,12 @@ def _members(group: str) -> list[str]:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
     link: BaseException | None = error
-    while link is not None:
+    # An error that was raised again while it was handled may stand in its own chain.
+    while link is not None and id(link) not in seen:
         yield link
+        seen.add(id(link))
         link = link.__cause__ or link.__context__
 
 

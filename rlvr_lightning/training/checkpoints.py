@@ -184,9 +184,9 @@ class Checkpoints(Checkpoint):
         try:
             path = finished.result()
         except CheckpointError as error:
-            raise CheckpointError(
-                f"{error}; the last complete checkpoint is as it was: make room, then fit resume={self.folder.parent}"
-            ) from error
+            kept = files.complete(self.folder)
+            go_on = f"the last complete checkpoint is as it was: make room, then fit resume={self.folder.parent}"
+            raise CheckpointError(f"{error}; {go_on if kept else 'there was none before: make room'}") from error
         if trainer.is_global_zero:
             best = files.read_best(self.folder)
             if self._score is not None and (best is None or self._score > best[1]):
