@@ -1,6 +1,7 @@
 """Rank 0's board: every rank holds a line to it, so that it learns of an error, and of a death without a word.
 
-One JSON object a line. Ranks say `hello`, then perhaps `failure`, at last `bye`; the board says `end` with an exit code.
+One JSON object a line. Ranks say `hello`, then perhaps `asked` (Ctrl-C) or `failure`, at last `bye`; the board says `end` with an exit
+code.
 A process that is killed says nothing, but its kernel closes the connection: no heartbeat is needed that a busy
 interpreter would miss.
 """
@@ -12,6 +13,7 @@ import selectors
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -29,6 +31,7 @@ PATIENCE = 1.0
 LINGER = 5.0
 # After one rank was interrupted the others are, or hang [seconds].
 INTERRUPT_SECONDS = 30.0
+ASKED = "Ctrl-C: all ranks stop after this phase; press it again to end at once\n"
 
 
 @dataclass
@@ -64,7 +67,7 @@ class Board(threading.Thread):
         self._guests: dict[int, Guest] = {}
         self._left: set[int] = set()
         self._first: Failure | None = None
-        self._died = False
+        self._died = self._asked = False
         self._judged_at = self._interrupted_at = float("inf")
 
     def run(self) -> None:
@@ -119,6 +122,11 @@ class Board(threading.Thread):
         if "hello" in said:
             guest.rank, guest.host = said["hello"], said["host"]
             self._guests[said["hello"]] = guest
+        elif "asked" in said and not self._asked:
+            # Here, since the rank itself may wait in a collective, where Python handles no signal.
+            self._asked = True
+            sys.stderr.write(ASKED)
+            sys.stderr.flush()
         elif "failure" in said:
             self._take(Failure(**said["failure"]))
         elif "bye" in said and guest.rank is not None:
@@ -128,7 +136,10 @@ class Board(threading.Thread):
         return True
 
     def _take(self, failure: Failure) -> None:
-        if self._first is None:
+        if self._interrupted_at < float("inf"):
+            # It follows from the interrupted rank's end: nobody is waited for any longer.
+            self._interrupted_at = float("-inf")
+        elif self._first is None:
             self._first, self._judged_at = failure, time.monotonic() + PATIENCE
 
     def _mourn(self, rank: int, host: str) -> None:

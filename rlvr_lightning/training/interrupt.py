@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import sys
 import threading
 from types import FrameType
 from typing import TYPE_CHECKING, Any, cast
@@ -13,6 +11,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 
 from rlvr_lightning.errors import INTERRUPTED
+from rlvr_lightning.training import watch
 from rlvr_lightning.training.failure import end_process
 
 if TYPE_CHECKING:
@@ -43,13 +42,13 @@ class InterruptCallback(Callback):
         assert self._trainer is not None
         several = self._trainer.world_size > 1
         if self._pending and several:
+            watch.interrupt()
             end_process(INTERRUPTED)
         if self._pending or not (self._updating or several):
             signal.default_int_handler(number, frame)
         self._pending = True
-        if several and self._trainer.is_global_zero:
-            # Not through a logger, whose lock the interrupted code may hold.
-            os.write(sys.stderr.fileno(), b"Ctrl-C: all ranks stop after this phase; press it again to end at once\n")
+        if several:
+            watch.ask()
 
     def _on_phase(self, phase: str) -> None:
         self._updating = phase == "updating"

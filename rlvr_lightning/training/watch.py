@@ -92,6 +92,11 @@ class Watch(threading.Thread):
         self.show(failure)
         end_process(1)
 
+    def ask(self) -> None:
+        """This rank was asked to stop; it goes on until all can."""
+        if self._connected.is_set():
+            self._say(asked=True)
+
     def interrupt(self) -> None:
         """This rank ends by Ctrl-C, after its part of a last checkpoint; no error."""
         self._parting = True
@@ -148,3 +153,9 @@ def interrupt() -> None:
     """With several ranks: this one ends by Ctrl-C, which is no failure."""
     for watch in _watches:
         watch.interrupt()
+
+
+def ask() -> None:
+    """With several ranks: this one was asked by Ctrl-C to stop with the others; the terminal is told once."""
+    for watch in _watches:
+        watch.ask()

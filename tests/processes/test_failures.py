@@ -216,3 +216,37 @@ def test_ctrl_c_that_one_rank_hears_while_it_samples_stops_all_and_goes_on(tmp_p
     again = [sys.executable, "-m", "rlvr_lightning", *resume, "engine=transformers"]
     subprocess.run(again, env=environment(), timeout=LIMIT, check=True)
     assert (tmp_path / "run" / "checkpoints" / "step_00000002").is_dir()
+
+
+def test_ctrl_c_twice_ends_ranks_that_wait_for_each_other(tmp_path: Path) -> None:
+    # Rank 1 never comes back from sampling, and rank 0 waits for it in a collective.
+    faulty = ("engine=faulty", "engine.fault=hang", "engine.rank=1", "engine.phase=3")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rlvr_lightning", *settings(tmp_path, *faulty)],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert process.stdout is not None
+    seen = ""
+    for line in process.stdout:
+        seen += line
+        if "held-out after epoch 1" in line:
+            time.sleep(2)
+            os.killpg(process.pid, signal.SIGINT)
+        if "press it again" in line:
+            time.sleep(2)
+            os.killpg(process.pid, signal.SIGINT)
+            break
+    seen += process.stdout.read()
+    assert process.wait(LIMIT) == 130, seen
+    assert "error on rank" not in seen
+    for _ in range(60):
+        if not alive(tmp_path):
+            break
+        time.sleep(1)
+    assert alive(tmp_path) == []
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("step_*")] == ["step_00000001"]
