@@ -251,7 +251,7 @@ def test_nothing_is_logged_of_rows_without_weight() -> None:
     built = objective()
     stats = make_stats(built)
     logged = observed(built, replace(stats, loss_mask=torch.zeros_like(stats.loss_mask)), CUTS[1]).drain()
-    assert {name.split("/")[1] for name in logged} == {"loss", "skipped_steps"}
+    assert {name.split("/")[1] for name in logged} == {"loss", "skipped_steps", "idle_steps"}
     assert all(value == 0 for value in logged.values())
 
 
@@ -286,7 +286,9 @@ def test_observing_does_not_wait_for_the_device() -> None:
 
 def half(built: Objective, stats: TokenStats, plan: StepPlan, rows: slice, diagnostics: Diagnostics) -> Diagnostics:
     micro = rows_of(stats, rows)
-    diagnostics.observe(micro, built(micro, plan.rows(rows)), plan.rows(rows))
+    held = {name: {key: value[rows] for key, value in getattr(plan, name).items()} for name in ("choices", "masks")}
+    part = replace(plan, part_ids=plan.part_ids[rows], **held)
+    diagnostics.observe(micro, built(micro, part), part)
     return diagnostics
 
 
@@ -323,7 +325,8 @@ def test_sums_go_through_a_checkpoint_as_they_were() -> None:
     for name, value in expected.items():
         assert taken[name] == pytest.approx(value, rel=1e-12, abs=1e-15), name
     assert idle.sums()["steps"] == saved["steps"]
-    assert idle.drain() == {"policy/skipped_steps": 1.0, "policy/grad_norm": pytest.approx(0.1)}
+    counts = {"policy/skipped_steps": 1.0, "policy/idle_steps": 0.0}
+    assert idle.drain() == {**counts, "policy/grad_norm": pytest.approx(0.1)}
     with_max = Diagnostics(built)
     with_max.resume([{**saved, "gap": [0.5]}, saved], 0, 1)
     assert with_max.sums()["gap"] == [0.5]

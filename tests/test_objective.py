@@ -33,6 +33,7 @@ from rlvr_lightning.methods.regularizers.entropy_bonus import EntropyBonus
 from rlvr_lightning.methods.regularizers.kl_cov import KLCov
 from rlvr_lightning.methods.regularizers.lp_reg import LpReg
 from rlvr_lightning.objective.objective import Objective
+from rlvr_lightning.objective.responses import response_places
 from rlvr_lightning.objective.step import Step
 
 MEAN = AGGREGATORS["sequence_mean_token_mean"]
@@ -221,3 +222,10 @@ def test_what_makes_no_sense_is_refused_with_the_reason(build: Any, message: str
     with pytest.raises(ConfigError) as caught:
         build()
     assert str(caught.value) == message
+
+
+def test_places_of_tokens_are_those_within_their_response() -> None:
+    mask = torch.tensor([[True, False, True, True, False, True, True]])
+    segments = torch.tensor([[0, 0, 0, 1, 1, 1, 2]])
+    assert (response_places(mask, segments) * mask).tolist() == [[1, 0, 2, 1, 0, 2, 1]]
+    assert (response_places(mask, None) * mask).tolist() == [[1, 0, 2, 3, 0, 4, 5]]

@@ -93,6 +93,8 @@ MEANT = (
     r".*torch\.distributed\.reduce_op.*",
     r"predict returned None.*",
     r".*is_gradient_checkpointing. is deprecated.*",
+    # The first step of a run may be one that no response teaches, or have no finite gradient.
+    r"Detected call of `lr_scheduler\.step\(\)` before `optimizer\.step\(\)`.*",
     # Rollouts are kept on disk: resuming in the middle of an epoch goes on with the same ones.
     r"You're resuming from a checkpoint that ended before the epoch ended.*",
 )

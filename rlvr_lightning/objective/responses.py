@@ -30,6 +30,17 @@ def response_sum(
     return sums.gather(1, segments)
 
 
+def response_places(mask: Bool[Tensor, "B T"], segments: Segments | None) -> Int[Tensor, "B T"]:
+    """The how-many-th masked token of its response each masked token is, from 1."""
+    seen = mask.cumsum(-1)
+    if segments is None:
+        return seen
+    counts = torch.zeros(len(mask), _most(segments), dtype=torch.long, device=mask.device)
+    counts = counts.scatter_add(1, segments, mask.long())
+    before = counts.cumsum(-1) - counts
+    return seen - before.gather(1, segments)
+
+
 def response_lengths(mask: Bool[Tensor, "B T"], segments: Segments | None) -> Float[Tensor, "B T"]:
     """Masked tokens of each token's response, as float64."""
     return response_sum(mask.to(torch.float64), mask, segments)
