@@ -191,6 +191,7 @@ def save_then_read_the_other(rank: int, world: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_ranks_write_their_parts_and_any_number_reads_them(tmp_path: Path) -> None:
     io.write(tmp_path, 1, tensors(), {"world": 1})
     mp.spawn(save_then_read_the_other, (2, tmp_path), 2)
@@ -215,6 +216,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_a_complete_one_is_there(tmp_path: Path) -> None:
     reached = 0
     for attempt in range(4):

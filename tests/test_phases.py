@@ -119,6 +119,7 @@ REFUSED = [
 ]
 
 
+@pytest.mark.slow
 def test_what_would_make_it_another_run_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], drawn: list[int]
 ) -> None:

@@ -28,6 +28,7 @@ STEPS = (
 )
 
 
+@pytest.mark.slow
 def test_eight_steps_at_a_small_rate_move_the_weights_as_float32_does(tmp_path: Path) -> None:
     start = torch.cat([weight.flatten() for _, weight in Policy(ModelSource()).full_weights()])
     moves = {}

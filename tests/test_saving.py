@@ -96,7 +96,13 @@ def test_after_an_error_the_last_checkpoint_is_resumed_in_mid_epoch(
 
 @pytest.mark.parametrize(
     ("moment", "version", "saved"),
-    [("step", 5, 5), ("sampling", 4, 4), ("scoring", 4, 4), ("validation", 8, 8), ("within a step", 6, None)],
+    [
+        ("step", 5, 5),
+        pytest.param("sampling", 4, 4, marks=pytest.mark.slow),
+        pytest.param("scoring", 4, 4, marks=pytest.mark.slow),
+        pytest.param("validation", 8, 8, marks=pytest.mark.slow),
+        ("within a step", 6, None),
+    ],
 )
 def test_ctrl_c_saves_between_steps_wherever_it_strikes(
     moment: str, version: int, saved: int | None, unbroken: Path, tmp_path: Path
@@ -227,6 +233,7 @@ class Counting(torch.optim.Optimizer):
                     weight.sub_(state["momentum"], alpha=group["lr"] / state["count"])
 
 
+@pytest.mark.slow
 def test_an_optimizer_may_keep_plain_numbers_and_any_shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rlvr_lightning.module.make_optimizer", lambda _, weights: Counting(weights))
     fit(tmp_path / "whole", *RUN)

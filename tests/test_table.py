@@ -132,7 +132,9 @@ def test_a_run_has_one_table_by_optimizer_steps(unbroken: Path) -> None:
     assert [path.name for path in (unbroken / "logs").iterdir()] == ["metrics.csv"]
 
 
-@pytest.mark.parametrize("before", [4, 6, 7])
+@pytest.mark.parametrize(
+    "before", [pytest.param(4, marks=pytest.mark.slow), 6, pytest.param(7, marks=pytest.mark.slow)]
+)
 def test_after_a_stop_and_a_resume_the_steps_stand_once(before: int, unbroken: Path, tmp_path: Path) -> None:
     with pytest.raises(SystemExit):
         run(tmp_path, Stop(before), "trainer.max_epochs=3")
