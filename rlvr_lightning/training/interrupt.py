@@ -71,6 +71,10 @@ class InterruptCallback(Callback):
         if self._stops():
             raise KeyboardInterrupt
 
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """From here until the epoch's end is told to everybody nothing can be saved; the next phase is the moment."""
+        self._updating = True
+
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Give SIGINT back."""
         if self._previous is not None:
