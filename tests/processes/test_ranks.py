@@ -130,4 +130,4 @@ def test_a_wheel_in_an_empty_folder_brings_its_configuration(tmp_path: Path) -> 
         check=True,
     )
     assert done.stdout.startswith(str(site))
-    assert len(list(empty.glob("outputs/*/checkpoints/step_00000001/state.json"))) == 1
+    assert len(list(empty.glob("outputs/*/checkpoints/step_00000002/state.json"))) == 1
