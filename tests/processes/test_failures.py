@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -17,6 +18,8 @@ pytestmark = pytest.mark.slow
 HERE = Path(__file__).parent / "faults"
 # What the whole command may take: a start and two epochs on a busy machine, then a minute until all ranks have ended.
 LIMIT = 180
+# For a process to get from what it said to what it does next [seconds].
+SOON = 2.0
 YAMLS = {
     "engine/faulty": "_target_: faults.FaultyEngine\nfault: raise\nrank: 1\nphase: 2\n",
     "task/faulty": "_target_: faults.FaultyTask\nnum_train: 64\nnum_held_out: 4\n",
@@ -171,9 +174,10 @@ def test_what_was_saved_before_goes_on(tmp_path: Path) -> None:
     assert not (folder / "failure.txt").exists()
 
 
-def test_ctrl_c_on_all_ranks_is_no_failure(tmp_path: Path) -> None:
+def interrupted(tmp_path: Path, *overrides: str, at: tuple[str, ...] = ()) -> str:
+    """Run it, press Ctrl-C for all its processes whenever the next of some words is on the screen, and return what was."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "rlvr_lightning", *settings(tmp_path)],
+        [sys.executable, "-m", "rlvr_lightning", *settings(tmp_path, *overrides)],
         env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -182,71 +186,50 @@ def test_ctrl_c_on_all_ranks_is_no_failure(tmp_path: Path) -> None:
         # Started in the background of a shell, the tests themselves may ignore SIGINT, and children inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
+    bound = threading.Timer(LIMIT, os.killpg, (process.pid, signal.SIGKILL))
+    bound.start()
     assert process.stdout is not None
-    seen = ""
+    seen, awaited = "", list(at)
     for line in process.stdout:
         seen += line
-        if "epoch 2/" in line:
+        if awaited and awaited[0] in line:
+            awaited.pop(0)
+            time.sleep(SOON)
             os.killpg(process.pid, signal.SIGINT)
-            break
-    seen += process.stdout.read()
-    assert process.wait(LIMIT) == 130, seen
-    assert f"interrupted; go on with: fit resume={tmp_path / 'run'}" in seen
+    code = process.wait(LIMIT)
+    bound.cancel()
+    assert code == 130, seen
     assert "error on rank" not in seen
     assert not (tmp_path / "run" / "failure.txt").exists()
-    assert alive(tmp_path) == []
-
-
-def test_ctrl_c_that_one_rank_hears_while_it_samples_stops_all_and_goes_on(tmp_path: Path) -> None:
-    # Before the third phase is drawn: the held-out problems came first, and after the first epoch again.
-    faulty = ("engine=faulty", "engine.fault=interrupt", "engine.rank=1", "engine.phase=3")
-    done = subprocess.run(
-        [sys.executable, "-m", "rlvr_lightning", *settings(tmp_path, *faulty)],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=LIMIT,
-        check=False,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    assert done.returncode == 130, done.stderr
-    assert "error on rank" not in done.stderr
-    assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("step_*")] == ["step_00000001"]
-    resume = ("fit", "--config-dir", str(tmp_path / "conf"), f"resume={tmp_path / 'run'}", "trainer.max_epochs=2")
-    again = [sys.executable, "-m", "rlvr_lightning", *resume, "engine=transformers"]
-    subprocess.run(again, env=environment(), timeout=LIMIT, check=True)
-    assert (tmp_path / "run" / "checkpoints" / "step_00000002").is_dir()
-
-
-def test_ctrl_c_twice_ends_ranks_that_wait_for_each_other(tmp_path: Path) -> None:
-    # Rank 1 never comes back from sampling, and rank 0 waits for it in a collective.
-    faulty = ("engine=faulty", "engine.fault=hang", "engine.rank=1", "engine.phase=3")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "rlvr_lightning", *settings(tmp_path, *faulty)],
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    assert process.stdout is not None
-    seen = ""
-    for line in process.stdout:
-        seen += line
-        if "held-out after epoch 1" in line:
-            time.sleep(2)
-            os.killpg(process.pid, signal.SIGINT)
-        if "press it again" in line:
-            time.sleep(2)
-            os.killpg(process.pid, signal.SIGINT)
-            break
-    seen += process.stdout.read()
-    assert process.wait(LIMIT) == 130, seen
-    assert "error on rank" not in seen
     for _ in range(60):
         if not alive(tmp_path):
             break
         time.sleep(1)
     assert alive(tmp_path) == []
-    assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("step_*")] == ["step_00000001"]
+    return seen
+
+
+def saved(tmp_path: Path) -> list[str]:
+    return sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("step_*"))
+
+
+def test_ctrl_c_on_all_ranks_is_no_failure(tmp_path: Path) -> None:
+    seen = interrupted(tmp_path, at=("epoch 2/",))
+    assert f"interrupted; go on with: fit resume={tmp_path / 'run'}" in seen
+
+
+def test_ctrl_c_that_one_rank_hears_while_it_samples_stops_all_and_goes_on(tmp_path: Path) -> None:
+    # Before the third phase is drawn: the held-out problems came first, and after the first epoch again.
+    interrupted(tmp_path, "engine=faulty", "engine.fault=interrupt", "engine.rank=1", "engine.phase=3")
+    assert saved(tmp_path) == ["step_00000001"]
+    resume = ("fit", "--config-dir", str(tmp_path / "conf"), f"resume={tmp_path / 'run'}", "trainer.max_epochs=2")
+    again = [sys.executable, "-m", "rlvr_lightning", *resume, "engine=transformers"]
+    subprocess.run(again, env=environment(), timeout=LIMIT, check=True)
+    assert "step_00000002" in saved(tmp_path)
+
+
+def test_ctrl_c_twice_ends_ranks_that_wait_for_each_other(tmp_path: Path) -> None:
+    # Rank 1 never comes back from sampling, and rank 0 waits for it in a collective.
+    faulty = ("engine=faulty", "engine.fault=hang", "engine.rank=1", "engine.phase=3")
+    interrupted(tmp_path, *faulty, at=("held-out after epoch 1", "press it again"))
+    assert saved(tmp_path) == ["step_00000001"]
