@@ -82,9 +82,24 @@ def test_what_changes_after_the_save_began_is_not_in_it(tmp_path: Path) -> None:
     for value in live.values():
         value.zero_()
     state["numbers"].append(2)
-    path = under_way.result(60)
+    path = under_way.result()
     assert_same(read(path), tensors())
     assert io.read_state(path) == {"numbers": [1]}
+
+
+@pytest.mark.parametrize("last_words", ["writing.result()", ""])
+def test_a_process_that_ends_leaves_its_checkpoint_whole_and_is_not_aborted(last_words: str, tmp_path: Path) -> None:
+    # A thread that still frees tensors when the interpreter ends aborts the process; so many take longer than its end.
+    code = f"""
+import sys, torch
+from pathlib import Path
+from rlvr_lightning.training import checkpoint_io as io
+writing = io.begin(Path(sys.argv[1]), 1, {{f"w{{i}}": torch.zeros(4) for i in range(3000)}}, {{}})
+{last_words}
+"""
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [path.name for path in io.complete(tmp_path)] == ["step_00000001"]
 
 
 def cut_shard(path: Path) -> None:
@@ -176,7 +191,7 @@ def save_then_read_the_other(rank: int, world: int, folder: Path) -> None:
     dist.init_process_group("gloo", rank=rank, world_size=world)
     mine = sharded(rank, world, 0)
     mine[f"own.{rank}"] = torch.full((2,), rank)
-    path = io.begin(folder, world, mine, {"world": world}, dist.group.WORLD).result(60)
+    path = io.begin(folder, world, mine, {"world": world}, dist.group.WORLD).result()
     assert io.complete(folder) == [folder / "step_00000001", path]
     # One rank's shards are in its own file: no rank gathers what another holds.
     sizes = json.loads((path / "state.json").read_text())["files"]
@@ -248,7 +263,7 @@ def test_a_full_disk_leaves_the_one_before(tmp_path: Path) -> None:
         small = {"weight": torch.arange(50_000.0)}
         before = io.write(disk, 1, small, {"step": 1})
         with pytest.raises(CheckpointError, match="cannot write the checkpoint: .*No space left on device"):
-            io.begin(disk, 2, {"weight": torch.zeros(150_000)}, {"step": 2}).result(60)
+            io.begin(disk, 2, {"weight": torch.zeros(150_000)}, {"step": 2}).result()
         assert [item.name for item in disk.iterdir()] == ["step_00000001"]
         assert_same(read(before), small)
         assert io.newest(io.write(disk, 3, small, {}).parent).name == "step_00000003"

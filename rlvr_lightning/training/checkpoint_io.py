@@ -14,7 +14,6 @@ import math
 import shutil
 import threading
 from collections.abc import Mapping
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -85,28 +84,68 @@ def write(
     return target
 
 
+class Writing(threading.Thread):
+    """`write` under way in a thread of its own.
+
+    It is done when the thread is gone, its copy of the tensors with it: freeing tensors lets other threads run, and a
+    thread still at it when the interpreter ends takes the whole process down (SIGABRT). So the interpreter waits for a
+    single process's thread; one of several ranks might be in a collective that the others have left, and is not waited
+    for: what it has not finished is a torn checkpoint.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        step: int,
+        tensors: Mapping[str, Tensor],
+        state: Mapping[str, Any],
+        group: ProcessGroup | None,
+    ) -> None:
+        super().__init__(name=f"checkpoint_{step}", daemon=group is not None)
+        self._work: tuple[Any, ...] | None = (folder, step, tensors, state, group)
+        self._path: Path | None = None
+        self._error: BaseException | None = None
+
+    def run(self) -> None:
+        """Write; an error is kept for whoever asks for the result."""
+        work, self._work = self._work, None
+        assert work is not None
+        try:
+            self._path = write(*work)
+        except BaseException as error:  # noqa: BLE001 - `result` raises it
+            self._error = error
+
+    def done(self) -> bool:
+        """Whether it has ended, one way or the other."""
+        return not self.is_alive()
+
+    def result(self) -> Path:
+        """The checkpoint, when it is complete.
+
+        Raises:
+            CheckpointError: it could not be written.
+        """
+        self.join()
+        if self._error is not None:
+            raise self._error
+        assert self._path is not None
+        return self._path
+
+
 def begin(
     folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], group: ProcessGroup | None = None
-) -> Future[Path]:
+) -> Writing:
     """`write` in a thread of its own, from a copy in host memory: the tensors may change as soon as this returns.
 
-    The thread ends with the process: what it has not finished then is a torn checkpoint. `group` must be used by nothing
-    else until the result is there.
+    `group` must be used by nothing else until the result is there.
     """
     state = copy.deepcopy(dict(state))
     stager = DefaultStager(StagingOptions(False, False, False, False))
     staged: Any = stager.stage(dict(tensors))
     stager.close()
-    result: Future[Path] = Future()
-
-    def work() -> None:
-        try:
-            result.set_result(write(folder, step, staged, state, group))
-        except BaseException as error:  # noqa: BLE001 - whoever asks for the result gets it
-            result.set_exception(error)
-
-    threading.Thread(target=work, name=f"checkpoint_{step}", daemon=True).start()
-    return result
+    writing = Writing(folder, step, staged, state, group)
+    writing.start()
+    return writing
 
 
 def complete(folder: Path) -> list[Path]:

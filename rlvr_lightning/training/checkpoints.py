@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import time
-from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any, cast
 
@@ -82,7 +81,7 @@ class Checkpoints(Checkpoint):
         self._saved_version = self._epoch_began = 0
         self._saved_at = 0.0
         self._due = False
-        self._under_way: Future[Path] | None = None
+        self._under_way: files.Writing | None = None
         self._score: float | None = None
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -150,7 +149,7 @@ class Checkpoints(Checkpoint):
         """Ctrl-C and SIGTERM between two steps leave a checkpoint; after anything else the last complete one stays."""
         if not isinstance(exception, KeyboardInterrupt | SIGTERMException):
             if self._under_way is not None:
-                wait([self._under_way], GRACE)
+                self._under_way.join(GRACE)
             return
         self._settle(trainer, wait_for_it=True)
         if self._here is not None and self._here.total_batches != self._saved_version:
@@ -177,7 +176,7 @@ class Checkpoints(Checkpoint):
         if self._under_way is None:
             return
         if wait_for_it:
-            wait([self._under_way])
+            self._under_way.join()
         if not trainer.strategy.reduce_boolean_decision(self._under_way.done(), all=True):
             return
         finished, self._under_way = self._under_way, None

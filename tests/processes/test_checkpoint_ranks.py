@@ -87,7 +87,7 @@ def save_and_read(rank: int, world: int, folder: Path) -> None:
     assert whole > 1100 * MIB
     assert mine < 0.51 * whole
     with Peak() as saving:
-        path = io.begin(folder, 1, held, {}, dist.group.WORLD).result(300)
+        path = io.begin(folder, 1, held, {}, dist.group.WORLD).result()
     # A copy of this rank's shards, from which is written while training goes on, and nothing else.
     assert saving.most < mine + 100 * MIB, saving.most / MIB
     into = {name: torch.zeros_like(value) for name, value in held.items()}
