@@ -11,6 +11,9 @@ nox.options.default_venv_backend = "venv"
 nox.options.reuse_existing_virtualenvs = True
 # Packages vLLM's CPU build brings along that were compiled for another torch and break its imports.
 MISBUILT = ("torchvision", "torchaudio", "torchcodec")
+# One process of tests a core, each with one thread: threads of several torch processes on the same cores wait for each other.
+PARALLEL = ("-n", "logical", "--dist", "worksteal")
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 # Tests in which tensors flow.
 SHAPED = (
@@ -45,15 +48,15 @@ def tests(session: nox.Session) -> None:
     """The fast tests; those of the objective and the data flow once more with every annotated shape checked."""
     session.install("-e", ".[dev,datasets]")
     shapes = "--jaxtyping-packages=rlvr_lightning,shapes.checker"
-    session.run("pytest", "-q", "-m", "not slow", shapes, *SHAPED)
-    session.run("pytest", "-m", "not slow", *session.posargs)
+    session.run("pytest", "-q", *PARALLEL, "-m", "not slow", shapes, *SHAPED, env=ONE_THREAD)
+    session.run("pytest", *PARALLEL, "-m", "not slow", *session.posargs, env=ONE_THREAD)
 
 
 @nox.session
 def slow(session: nox.Session) -> None:
     """Several processes, signals, installs, verifier conformance."""
     session.install("-e", ".[dev,datasets,optim]")
-    session.run("pytest", "-m", "slow and not vllm", *session.posargs)
+    session.run("pytest", *PARALLEL, "-m", "slow and not vllm", *session.posargs, env=ONE_THREAD)
 
 
 @nox.session

@@ -6,6 +6,7 @@ import subprocess
 import tempfile
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -21,6 +22,7 @@ from rlvr_lightning.config.build import build_run
 from rlvr_lightning.config.compose import compose
 from rlvr_lightning.errors import ConfigError
 from rlvr_lightning.training import checkpoint_io as io
+from rlvr_lightning.training import checkpoints
 from rlvr_lightning.training.checkpoints import Checkpoints
 from rlvr_lightning.training.shards import ShardWriter
 
@@ -243,6 +245,21 @@ def test_an_optimizer_may_keep_plain_numbers_and_any_shapes(tmp_path: Path, monk
     assert held["model.model.norm.weight"] == {"count": 6}
     assert main(("fit", f"resume={tmp_path / 'broken'}")) == 0
     assert_as_unbroken(tmp_path / "broken", tmp_path / "whole")
+
+
+def test_minutes_are_counted_from_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Each look at the clock after a step is 20 s later: a minute is over after three steps.
+    clock, saved = [0.0], []
+
+    def now() -> float:
+        clock[0] += 20.0
+        return clock[0]
+
+    begin = io.begin
+    monkeypatch.setattr(checkpoints, "time", SimpleNamespace(monotonic=now))
+    monkeypatch.setattr(io, "begin", lambda folder, step, *rest: saved.append(step) or begin(folder, step, *rest))
+    fit(tmp_path, *RUN[len(SMALL) :], "trainer.save_every_n_minutes=1", "trainer.val_every_n_epochs=3")
+    assert saved == [3, 6, 9, 12]
 
 
 @pytest.mark.parametrize("name", ["every_n_steps", "every_n_minutes"])

@@ -108,7 +108,7 @@ class Checkpoints(Checkpoint):
     ) -> None:
         """Save in mid-epoch where it is time."""
         self._settle(trainer, wait_for_it=False)
-        self._due |= self._is_time(trainer, cast(EvaluatedModule, pl_module).policy_version)
+        self._due = self._is_time(trainer, cast(EvaluatedModule, pl_module).policy_version)
         if not trainer.is_last_batch:  # then the epoch's end comes at once
             self._stand(trainer, pl_module, trainer.current_epoch, batch_idx + 1)
             if self._due:

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,14 +20,14 @@ def test_files(root: Path) -> list[Path]:
     return sorted((root / "tests").rglob("test_*.py"))
 
 
-def record(root: Path, folder: Path) -> list[Path]:
-    """Run each test file that has not been recorded yet under coverage. Returns those newly recorded."""
-    new = []
+def record(root: Path, folder: Path, workers: int) -> None:
+    """Run each test file that has not been recorded yet under coverage, `workers` at a time."""
     folder.mkdir(parents=True, exist_ok=True)
-    for path in test_files(root):
+
+    def run(path: Path) -> None:
         held = folder / "_".join(path.relative_to(root).parts)
         if held.with_suffix(".py.json").exists():
-            continue
+            return
         environment = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join([str(root / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])]),
@@ -36,8 +37,9 @@ def record(root: Path, folder: Path) -> list[Path]:
         measure = [sys.executable, "-m", "coverage", "run", "--source=rlvr_lightning", "-m", "pytest", "-q"]
         arguments = ["-m", "not slow", "-p", "mutation.recorder", str(path)]
         subprocess.run([*measure, *arguments], cwd=root, env=environment, check=False)
-        new.append(path)
-    return new
+
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(run, test_files(root)))
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="nox -s mutation --", description=__doc__)
     parser.add_argument("--count", type=int, default=300, help="mutants")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
-    parser.add_argument("--workers", type=int, default=2, help="mutants judged at a time")
+    parser.add_argument("--workers", type=int, default=2, help="files recorded and mutants judged at a time")
     parser.add_argument("--budget", type=float, default=60.0, help="seconds of recorded tests for each mutant at most")
     parser.add_argument("--folder", type=Path, default=ROOT / ".mutation", help="records and the session")
     parser.add_argument("--again", action="store_true", help="judge the survivors anew, by tests written since")
@@ -191,7 +191,7 @@ def main() -> None:
     FORKS.set_forkserver_preload([*PRELOADED])
     items = sample(ROOT, options.count, options.seed)
     if not options.recorded:
-        record(ROOT, options.folder)
+        record(ROOT, options.folder, options.workers)
     judges = Judges.load(options.folder)
     with use_db(options.folder / f"session_{options.seed}.sqlite") as database:
         held = {item.job_id for item in database.work_items}

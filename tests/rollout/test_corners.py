@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from tokenizers.processors import TemplateProcessing
 
-from rlvr_lightning.errors import DataError
+from rlvr_lightning.errors import CheckpointError, DataError
 from rlvr_lightning.models.source import ModelSource, bundled_model
+from rlvr_lightning.rollout.checks import check_resumed
 from rlvr_lightning.rollout.prompts import PromptSource, derived_seed, tokenize
 from rlvr_lightning.rollout.refill import Group, refill
 from rlvr_lightning.types import Generation, Problem, Prompt, Rollout, Verdict
@@ -76,3 +79,30 @@ def test_groups_that_teach_nothing_lie_between_those_that_do() -> None:
     kept, batches = refill([first, second].__getitem__, 6, 2)
     assert batches == 2
     assert [one[0].prompt.index for one in kept] == [0, 2, 1, 4, 3, 8]
+
+
+@pytest.mark.parametrize(
+    ("buffer_version", "steps_done", "refused"),
+    [(8, 0, False), (8, 1, True), (8, 3, True), (8, 4, False), (0, 1, True), (-1, 2, False)],
+)
+def test_what_a_phase_was_drawn_with_is_kept_while_it_is_under_way(
+    buffer_version: int, steps_done: int, refused: bool
+) -> None:
+    drawn = {"group_size": 8, "prompts_per_epoch": 8, "prompts_per_step": 4, "passes": 2, "temperature": 1.0}
+    drawn |= {"steps_per_epoch": 4}
+    now: Any = SimpleNamespace(**drawn | {"temperature": 0.5})
+    state = {
+        "order": "one",
+        "settings": drawn,
+        "buffer_version": buffer_version,
+        "policy_version": buffer_version + steps_done,
+    }
+    if refused:
+        with pytest.raises(CheckpointError, match=f"temperature cannot be .*{steps_done} of 4 steps.*drawn with 1.0"):
+            check_resumed(now, state, "one")
+    else:
+        check_resumed(now, state, "one")
+    with pytest.raises(CheckpointError, match="their order"):
+        check_resumed(now, state, "another")
+    with pytest.raises(CheckpointError, match="they were 4, .* would be 2"):
+        check_resumed(SimpleNamespace(**drawn | {"steps_per_epoch": 2}), state, "one")  # type: ignore[arg-type]
