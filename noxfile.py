@@ -12,7 +12,7 @@ nox.options.reuse_existing_virtualenvs = True
 # Packages vLLM's CPU build brings along that were compiled for another torch and break its imports.
 MISBUILT = ("torchvision", "torchaudio", "torchcodec")
 # One process of tests a core, each with one thread: threads of several torch processes on the same cores wait for each other.
-PARALLEL = ("-n", "logical", "--dist", "worksteal")
+PARALLEL = ("-n", "logical", "--maxprocesses", "8", "--dist", "worksteal")
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 # Tests in which tensors flow.
