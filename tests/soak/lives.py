@@ -66,8 +66,12 @@ class Life:
     def send(self, number: signal.Signals) -> None:
         """As a terminal does, or a machine that goes down: to all processes."""
         for process in self.processes:
-            with contextlib.suppress(ProcessLookupError):
+            try:
                 os.killpg(process.pid, number)
+            except ProcessLookupError:  # it has ended, or has not made its session yet
+                if process.is_alive():
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(process.pid, number)
 
     def wait(self, seconds: float = 300) -> list[int | None]:
         """The exit codes."""
