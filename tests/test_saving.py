@@ -121,6 +121,20 @@ def test_ctrl_c_saves_between_steps_wherever_it_strikes(
     assert_as_unbroken(tmp_path, unbroken)
 
 
+class BreakBetween(Break):
+    """Between an epoch's validation and its end, which Lightning tells its callbacks one after another."""
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self._at("epoch's end", trainer)
+
+
+def test_between_a_validation_and_its_epochs_end_nothing_is_saved(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        broken(tmp_path, BreakBetween(KeyboardInterrupt(), 8, "epoch's end"), "trainer.save_every_n_steps=3")
+    # What was saved in mid-epoch; of version 8 it could not be said whether its epoch is over.
+    assert [path.name for path in io.complete(tmp_path / "checkpoints")] == ["step_00000006"]
+
+
 class Watch(Break):
     """Says when the third step is done; breaks the run then."""
 

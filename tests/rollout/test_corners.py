@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 from tokenizers.processors import TemplateProcessing
 
-from rlvr_lightning.errors import CheckpointError, DataError
+from rlvr_lightning import GroupRelative
+from rlvr_lightning.errors import CheckpointError, ConfigError, DataError
 from rlvr_lightning.models.source import ModelSource, bundled_model
-from rlvr_lightning.rollout.checks import check_resumed
+from rlvr_lightning.rollout.checks import check_resumed, check_settings
 from rlvr_lightning.rollout.prompts import PromptSource, derived_seed, tokenize
 from rlvr_lightning.rollout.refill import Group, refill
-from rlvr_lightning.types import Generation, Problem, Prompt, Rollout, Verdict
+from rlvr_lightning.types import Generation, Problem, Prompt, Rollout, SamplingSpec, Verdict
 
 TOKENIZER = ModelSource().tokenizer
 
@@ -106,3 +107,60 @@ def test_what_a_phase_was_drawn_with_is_kept_while_it_is_under_way(
         check_resumed(now, state, "another")
     with pytest.raises(CheckpointError, match="they were 4, .* would be 2"):
         check_resumed(SimpleNamespace(**drawn | {"steps_per_epoch": 2}), state, "one")  # type: ignore[arg-type]
+
+
+RIGHT: dict[str, Any] = {
+    "group_size": 2,
+    "prompts_per_epoch": 1,
+    "prompts_per_step": 1,
+    "generation_batches": 1,
+    "drop_equal_groups": False,
+    "passes": 1,
+    "sampling": SamplingSpec(1.0, 1, (0,)),
+    "top_p": 1.0,
+    "max_prompt_tokens": 1,
+    "overlong_prompts": "error",
+    "packing": False,
+    "truncated": "keep",
+    "eval_samples": 1,
+}
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"group_size": 1}, "group_size must be at least 2 for this advantage; got 1"),
+    ({"prompts_per_epoch": 0}, "prompts_per_epoch must be at least 1; got 0"),
+    ({"prompts_per_step": 0}, "prompts_per_step must divide prompts_per_epoch=1; got 0"),
+    ({"prompts_per_step": 2}, "prompts_per_step must divide prompts_per_epoch=1; got 2"),
+    ({"generation_batches": 0}, "generation_batches must be at least 1; got 0"),
+    ({"generation_batches": 2}, "generation_batches above 1 needs drop_equal_groups=true.*; got 2"),
+    ({"passes": 0}, "passes must be at least 1; got 0"),
+    ({"sampling": SamplingSpec(0.0, 1, (0,))}, "temperature must be above 0; got 0"),
+    ({"top_p": 0.99}, "top_p must be 1: .*; got 0.99"),
+    ({"top_p": 1.01}, "top_p must be 1: .*; got 1.01"),
+    ({"sampling": SamplingSpec(1.0, 0, (0,))}, "max_new_tokens must be at least 1; got 0"),
+    ({"max_prompt_tokens": 0}, "max_prompt_tokens must be at least 1; got 0"),
+    ({"overlong_prompts": "cut"}, "overlong_prompts: skip or error; got cut"),
+    ({"packing": "yes"}, "packing: auto, true or false; got yes"),
+    ({"truncated": "drop"}, "truncated: keep or mask; got drop"),
+    ({"eval_samples": 0}, "eval_samples must be at least 1; got 0"),
+]
+
+
+@pytest.mark.parametrize(("changed", "message"), WRONG)
+def test_settings_end_where_they_should(changed: dict[str, Any], message: str) -> None:
+    check_settings(SimpleNamespace(**RIGHT), GroupRelative())  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=f"^rollout.{message}"):
+        check_settings(SimpleNamespace(**RIGHT | changed), GroupRelative())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"generation_batches": 2, "drop_equal_groups": True},
+        {"overlong_prompts": "skip"},
+        {"packing": "auto"},
+        {"packing": True},
+        {"truncated": "mask"},
+        {"prompts_per_epoch": 6, "prompts_per_step": 3},
+    ],
+)
+def test_settings_that_are_right(changed: dict[str, Any]) -> None:
+    check_settings(SimpleNamespace(**RIGHT | changed), GroupRelative())  # type: ignore[arg-type]
