@@ -122,6 +122,8 @@ def test_reductions_over_the_responses_of_a_packed_row() -> None:
     assert response_quantile(values, mask, 0.25, segments).tolist() == [[2, 2, 7.5, 7.5, 7.5, torch.inf]]
     assert int(count_responses(mask, segments)) == 2
     assert int(count_responses(mask, None)) == 1
+    alone = torch.tensor([[True, False], [False, False]])
+    assert response_mean(torch.tensor([[3.0, 9.0], [4.0, 4.0]]), alone, None).tolist() == [[3, 3], [0, 0]]
 
 
 def test_weights_of_the_aggregators() -> None:
