@@ -70,10 +70,11 @@ class Judges:
         return cls(seconds, lines)
 
     def of(self, mutation: MutationSpec, source: str, budget: float) -> list[str]:
-        """Tests of a mutant, fastest first, as many as take `budget` seconds.
+        """Tests of a mutant, fastest first, as many as take `budget` seconds; then others of the same files.
 
-        A line that runs at import alone (a constant, a default) belongs to whoever uses the file; one that runs in another
-        process alone to the tests of its room.
+        What a fixture of a whole file runs is recorded for the first test that asked for it, and concerns the others. A
+        line that runs at import alone (a constant, a default) belongs to whoever uses the file; one that runs in
+        another process alone to the tests of its room.
         """
         held = self.lines.get(str(mutation.module_path), {})
         wanted = statement_lines(source, mutation.start_pos[0], mutation.end_pos[0])
@@ -82,13 +83,18 @@ class Judges:
         if not tests:  # another process runs the file
             room = f"tests/{mutation.module_path.parts[1]}/"
             tests = {name for name in self.seconds if name.startswith(room)}
+        files = {name.partition("::")[0] for name in tests}
+        others = {name for name in self.seconds if name.partition("::")[0] in files} - tests
         chosen, spent = [], 0.0
-        for name in sorted(tests, key=lambda name: (self.seconds[name], name)):
+        for name in [*self._fastest_first(tests), *self._fastest_first(others)]:
             spent += self.seconds[name]
             if chosen and spent > budget:
                 break
             chosen.append(name)
         return chosen
+
+    def _fastest_first(self, tests: set[str]) -> list[str]:
+        return sorted(tests, key=lambda name: (self.seconds[name], name))
 
 
 def statement_lines(source: str, start: int, end: int) -> range:

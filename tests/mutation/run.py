@@ -46,6 +46,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, default=ROOT / ".mutation", help="records and the session")
     parser.add_argument("--again", action="store_true", help="judge the survivors anew, by tests written since")
     parser.add_argument("--recorded", action="store_true", help="record no further tests")
+    parser.add_argument(
+        "--among", default="", help="judge mutants of files with one of these words in their path alone"
+    )
     parser.add_argument("--slow", default="", help="judge the survivors by these slow test files too")
     return parser.parse_args()
 
@@ -155,7 +158,9 @@ def judge_all(database: WorkDB, items: Sequence[WorkItem], judges: Judges, optio
             free.put(tree)
 
     def pending(item: WorkItem) -> bool:
-        held = known.get(item.job_id)
+        held, (mutation,) = known.get(item.job_id), item.mutations
+        if options.among and not any(word in str(mutation.module_path) for word in options.among.split()):
+            return False
         return held is None or (options.again and held.test_outcome != TestOutcome.KILLED)
 
     with ThreadPoolExecutor(options.workers) as pool:
