@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import pickle
+import random
 import re
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import sys
 import time
 from pathlib import Path
 
+import lightning as L
 import pytest
 import torch
 import torch.distributed as dist
@@ -22,6 +24,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor, init_dev
 
 from rlvr_lightning.errors import CheckpointError
 from rlvr_lightning.training import checkpoint_io as io
+from rlvr_lightning.training.run_state import _random_state, _restore_random_state
 from rlvr_lightning.training.shards import saved_tensors
 
 SHAPES = {"even": (8, 3), "odd": (7, 5), "single": (1, 4), "row": (9,), "scalar": ()}
@@ -269,3 +272,21 @@ def test_a_full_disk_leaves_the_one_before(tmp_path: Path) -> None:
         assert io.newest(io.write(disk, 3, small, {}).parent).name == "step_00000003"
     finally:
         subprocess.run(["umount", disk], check=True)
+
+
+def test_random_numbers_go_on_where_they_were(tmp_path: Path) -> None:
+    module = L.LightningModule()
+    torch.manual_seed(1)
+    random.seed(2)
+    random.gauss(0, 1)  # its pair is drawn by now, and kept
+    state = {f"random.1.{name}": value for name, value in _random_state(module).items()}
+    checkpoint = io.write(tmp_path, 1, state, {})
+
+    def drawn() -> list[float]:
+        return [float(torch.rand(1)), random.random(), random.gauss(0, 1), random.gauss(0, 1)]
+
+    expected, later = drawn(), drawn()
+    _restore_random_state(module, checkpoint, 0)  # a rank that did not write it goes its own way
+    assert later != expected != drawn()
+    _restore_random_state(module, checkpoint, 1)
+    assert drawn() == expected

@@ -160,9 +160,10 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypa
     assert [path.name for path in io.complete(tmp_path / "checkpoints")] == ["step_00000002"]
 
 
-def test_the_best_and_the_newest_stay(unbroken: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("last", [0.25, 0.75])
+def test_the_best_and_the_newest_stay(last: float, tmp_path: Path) -> None:
     run = build_run(compose([*RUN, "trainer.val_every_n_epochs=1", f"output_dir={tmp_path}"]))
-    scores = iter((0.5, 0.75, 0.25))
+    scores = iter((0.5, 0.75, last))
 
     class Scores(Callback):
         def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:

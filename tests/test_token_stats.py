@@ -74,6 +74,29 @@ def test_chunks_change_neither_values_nor_gradients() -> None:
     assert found[0][2][~mask].abs().max() == 0
 
 
+def test_no_row_of_the_vocabulary_is_kept_for_the_backward_pass() -> None:
+    head = torch.nn.Linear(4, 7, bias=False)
+    hidden, widths = torch.randn(3, 5, 4, requires_grad=True), []
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        widths.append(tensor.shape[-1] if tensor.dim() else 0)
+        return tensor
+
+    def passed() -> tuple[set[int], bool]:
+        widths.clear()
+        ids, mask = torch.zeros(3, 5, dtype=torch.long), torch.ones(3, 5, dtype=torch.bool)
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            logprobs, _ = token_stats(hidden, ids, mask, head, 1.0, [Entropy(differentiable=True)], None, 14)
+        return set(widths), logprobs.requires_grad
+
+    kept, trains = passed()
+    assert trains
+    assert 4 in kept
+    assert 7 not in kept
+    with torch.no_grad():
+        assert passed() == (set(), False)
+
+
 def test_half_precision_logits_are_scored_in_float32() -> None:
     values = logits().to(torch.bfloat16)
     logprobs, _ = token_stats(values, IDS, MASK, lambda x: x, 1.0)

@@ -15,7 +15,9 @@ from omegaconf import OmegaConf
 from rlvr_lightning.callbacks.screen import ScreenCallback
 from rlvr_lightning.config.build import Run, build_run
 from rlvr_lightning.config.compose import SECTIONS, compose, config_dir
+from rlvr_lightning.errors import ConfigError
 from rlvr_lightning.training.checkpoints import Checkpoints
+from rlvr_lightning.training.sharding import ShardSettings
 
 Where = Callable[[Run], Any]
 
@@ -110,3 +112,19 @@ def test_no_setting_is_left_out() -> None:
     assert known == set(REACHES) | set(ELSEWHERE)
     for key, file in ELSEWHERE.items():
         assert key in (Path(__file__).parent / file).read_text(), key
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"cpu_offload": "yes"}, "strategy.cpu_offload must be true or false; got 'yes'"),
+        ({"reshard_after_forward": 1}, "strategy.reshard_after_forward must be true or false; got 1"),
+        ({"shard_over": "rack"}, "strategy.shard_over must be .*; got rack"),
+        ({"reduce_gradients": "epoch"}, "strategy.reduce_gradients must be .*; got epoch"),
+        ({"precision": "16-mixed"}, "trainer.precision=16-mixed is refused"),
+        ({"precision": "".join(("16", "-mixed"))}, "trainer.precision=16-mixed is refused"),
+    ],
+)
+def test_what_sharding_does_not_know_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ShardSettings(**settings)

@@ -234,6 +234,9 @@ def test_refill_stops_at_enough_and_leaves_the_surplus() -> None:
     kept, drawn = refill(batches.__getitem__, 1, 10)
     assert ([g[0].prompt.index for g in kept], drawn) == ([1], 1)
     assert teaching(batches[0]) == [False, True, False]
+    # A single empty place holds the first group that teaches nothing, so that every place has a group.
+    kept, drawn = refill(batches.__getitem__, 2, 1)
+    assert ([g[0].prompt.index for g in kept], drawn) == ([0, 1], 1)
 
 
 def test_empty_places_lie_between_the_others() -> None:
