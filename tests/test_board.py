@@ -283,6 +283,7 @@ def test_a_failure_in_words(tmp_path: Any, capfd: pytest.CaptureFixture[str]) ->
     when, _, written = (tmp_path / FILE).read_text().partition("\n")
     assert (written, when[:2]) == (other.text, "20")
     other.write(tmp_path / "none")
+    other.write(None)
     (tmp_path / FILE).unlink()
     (tmp_path / FILE).mkdir()
     other.write(tmp_path)

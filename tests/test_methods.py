@@ -211,6 +211,8 @@ def test_opefo_balances_the_flows() -> None:
     rising = sum(value for value in change.values() if value > 0)
     falling = -sum(value for value in change.values() if value < 0)
     assert rising != pytest.approx(falling, rel=0.05)
+    # What moves the entropy neither way is not scaled.
+    assert set(scale[~case.mask].tolist()) == {1.0}
     after = [sum(float(scale[at]) * v for at, v in change.items() if (v > 0) == side) for side in (True, False)]
     assert after[0] == pytest.approx(-after[1], rel=1e-12)
     assert after[0] == pytest.approx(2 * rising * falling / (rising + falling), rel=1e-12)

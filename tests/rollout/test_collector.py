@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from itertools import chain
 from pathlib import Path
 
@@ -49,9 +50,12 @@ def drawn(phases: list[str]) -> Collected:
     sampling = SamplingSpec(1.0, LONGEST, SOURCE.stop_token_ids())
     shaping = OverlongPenalty(buffer=5, max_length=LONGEST)
     told = phases.append
+    began = time.perf_counter()
     collector = Collector(SOURCE, engine, Moody(), GroupRelative(), sampling, 4, SEED, told, shaping)
     prompts = PromptSource(Arithmetic(num_train=50).train(), SOURCE.tokenizer, SEED, 99, "skip")
-    return collector.collect(prompts, 8, StepCut(8, 4), 1, drop_equal_groups=True, mask_truncated=True)
+    collected = collector.collect(prompts, 8, StepCut(8, 4), 1, drop_equal_groups=True, mask_truncated=True)
+    phases.append(str(time.perf_counter() - began))
+    return collected
 
 
 def rollouts(drawn: Collected) -> list[Rollout]:
@@ -75,8 +79,10 @@ def test_the_report_counts_what_was_drawn(drawn: Collected, phases: list[str]) -
         reward - min(max(len(one.generation.token_ids) - LONGEST + 5, 0), 5) / 5
         for one, reward in zip(judged, rewards, strict=True)
     ]
-    assert report.pop("perf/sampling_tokens_per_s") > 0
-    assert report.pop("perf/verifying_s") > 0
+    # Of a part of the time that all took.
+    seconds = float(phases.pop())
+    assert report.pop("perf/sampling_tokens_per_s") > sum(lengths) / seconds
+    assert 0 < report.pop("perf/verifying_s") < seconds
     assert report == pytest.approx(
         {
             "reward/mean": sum(rewards) / len(rewards),

@@ -14,7 +14,8 @@ from tokenizers.processors import TemplateProcessing
 from rlvr_lightning import GroupRelative
 from rlvr_lightning.errors import CheckpointError, ConfigError, DataError
 from rlvr_lightning.models.source import ModelSource, bundled_model
-from rlvr_lightning.rollout.checks import check_resumed, check_settings
+from rlvr_lightning.rollout import checks
+from rlvr_lightning.rollout.checks import check_fit, check_resumed, check_settings
 from rlvr_lightning.rollout.prompts import PromptSource, derived_seed, tokenize
 from rlvr_lightning.rollout.refill import Group, refill
 from rlvr_lightning.types import Generation, Problem, Prompt, Rollout, SamplingSpec, Verdict
@@ -133,6 +134,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"generation_batches": 2}, "generation_batches above 1 needs drop_equal_groups=true.*; got 2"),
     ({"passes": 0}, "passes must be at least 1; got 0"),
     ({"sampling": SamplingSpec(0.0, 1, (0,))}, "temperature must be above 0; got 0"),
+    ({"sampling": SamplingSpec(-1.0, 1, (0,))}, "temperature must be above 0; got -1"),
     ({"top_p": 0.99}, "top_p must be 1: .*; got 0.99"),
     ({"top_p": 1.01}, "top_p must be 1: .*; got 1.01"),
     ({"sampling": SamplingSpec(1.0, 0, (0,))}, "max_new_tokens must be at least 1; got 0"),
@@ -164,3 +166,32 @@ def test_settings_end_where_they_should(changed: dict[str, Any], message: str) -
 )
 def test_settings_that_are_right(changed: dict[str, Any]) -> None:
     check_settings(SimpleNamespace(**RIGHT | changed), GroupRelative())  # type: ignore[arg-type]
+
+
+def joined(**changed: Any) -> Any:
+    """A data module's settings beside a trainer's and a module's."""
+    module = SimpleNamespace(eval_samples=4, temperature=1.0, objective=None)
+    right = {"prompts_per_step": 8, "ranks": (0, 4), "eval_samples": 4, "temperature": 1.0, "steps_per_epoch": 1}
+    trainer = SimpleNamespace(reload_dataloaders_every_n_epochs=1)
+    return SimpleNamespace(**right | {"rlvr_module": module, "trainer": trainer} | changed)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"eval_samples": 3}, "eval_samples is 3 in RolloutDataModule and 4 in RLVRModule"),
+        ({"eval_samples": 5}, "eval_samples is 5 in RolloutDataModule and 4 in RLVRModule"),
+        ({"temperature": 0.9}, "sampling at temperature 0.9 and scoring at 1.0"),
+        ({"temperature": 1.1}, "sampling at temperature 1.1 and scoring at 1.0"),
+        ({"ranks": (0, 3)}, "rollout.prompts_per_step=8 must be a multiple of the 3 ranks"),
+        ({"trainer": SimpleNamespace(reload_dataloaders_every_n_epochs=0)}, "reload_dataloaders_every_n_epochs=1"),
+        ({"trainer": SimpleNamespace(reload_dataloaders_every_n_epochs=2)}, "reload_dataloaders_every_n_epochs=1"),
+    ],
+)
+def test_trainer_module_and_data_must_agree(
+    changed: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checks, "check_on_policy", lambda *_: None)
+    check_fit(joined())
+    with pytest.raises(ConfigError, match=message):
+        check_fit(joined(**changed))
