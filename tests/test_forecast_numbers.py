@@ -23,6 +23,9 @@ from rlvr_lightning.training.forecast.work import forward_flops, work
 
 SHAPE = ModelShape.of({**TINY, "model_type": "llama"}, "llama")
 NORMED = ModelShape.of({**TINY, "model_type": "qwen3"}, "qwen3")
+ODD = ModelShape.of(
+    {**TINY, "num_attention_heads": 5, "num_key_value_heads": 1, "head_dim": 25, "model_type": "llama"}, "odd"
+)
 PARAMETERS, TOKENS = 304_800, 16_384
 CPU, LORA = {"accelerator": "cpu"}, {"adapter_rank": 4}
 FSDP = {"strategy": "fsdp", "devices": 4}
@@ -41,6 +44,8 @@ BY_HAND: list[tuple[Callable[[Setup], float], dict[str, Any], float]] = [
     (activations.layer_activations, CPU | LORA | {"adapter_targets": ["q_proj", "v_proj"]}, 5792 + 2 * 4 * 4),
     (activations.layer_activations, CPU | {"shape": NORMED}, 6560 + 8 * 128 + 4 * 8),
     (activations.layer_activations, CPU | LORA | {"shape": NORMED}, 5904 + 4 * 128 + 4 * 8),
+    # Five heads of 25 and one for keys: q = 125, k = 25.
+    (activations.layer_activations, CPU | {"shape": ODD}, 1536 + 768 + (4 * 300 + 20) + 3200 + 8),
     (activations.kept, CPU, TOKENS * (3 * 6560 + 768 + 768)),
     (activations.kept, CPU | {"recompute": 1}, TOKENS * (3 * 384 + 768 + 768)),
     (activations.kept, CPU | {"recompute": 2}, TOKENS * (2 * 384 + 6560 + 768 + 768)),
@@ -196,6 +201,8 @@ def test_remedies_try_only_what_the_run_could_do() -> None:
     on_cpu = offered(accelerator="cpu", engine=EngineSetup("transformers", 4, batch_size=64))
     sizes = [f"engine.batch_size={size}" for size in (32, 16, 8)]
     assert on_cpu == [full, *budgets, *sizes, "engine.dtype=bfloat16", "peft=lora"]
+    largest = offered(engine=EngineSetup("transformers", 2), adapter_rank=4, recompute=1, micro_batch_tokens=64)
+    assert largest[:5] == [f"engine.batch_size={size}" for size in (128, 64, 32, 16, 8)]
     node = {"devices": 8, "num_nodes": 2, "strategy": "fsdp", "recompute": 1, "half": True, "adapter_rank": 4}
     node |= {"micro_batch_tokens": 64, "reduce": "step", "engine": EngineSetup("transformers", 2, batch_size=1)}
     offload = "strategy.cpu_offload=true"

@@ -30,5 +30,6 @@ def test_only_an_epoch_with_a_step_has_begun(progress: Progress, begun: int, is_
     assert steps.is_last_batch is is_last
     validations = loop.epoch_loop.val_loop.batch_progress.current
     assert (validations.ready, validations.completed) == (int(is_last), 0)
-    assert loop.epoch_loop.manual_optimization.optim_step_progress.total.completed == progress.optimizer_steps
+    taken = loop.epoch_loop.manual_optimization.optim_step_progress
+    assert (taken.total.completed, taken.current.ready, taken.current.completed) == (progress.optimizer_steps, 0, 0)
     assert loop.epoch_loop._batches_that_stepped == progress.total_batches - int(is_last)

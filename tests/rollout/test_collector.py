@@ -15,7 +15,7 @@ from rlvr_lightning.methods.advantages.group_relative import GroupRelative
 from rlvr_lightning.methods.shaping.overlong import OverlongPenalty
 from rlvr_lightning.models.policy import Policy
 from rlvr_lightning.models.source import ModelSource
-from rlvr_lightning.rollout.collector import Collected, Collector
+from rlvr_lightning.rollout.collector import Collected, Collector, RolloutReport
 from rlvr_lightning.rollout.engines.transformers_engine import TransformersEngine
 from rlvr_lightning.rollout.gathering import exchange, from_all_ranks, is_first_rank
 from rlvr_lightning.rollout.prompts import PromptSource, derived_seed
@@ -101,6 +101,19 @@ def test_the_report_counts_what_was_drawn(drawn: Collected, phases: list[str]) -
         rel=1e-6,
     )
     assert phases[-2:] == ["sampling", "verifying"]
+
+
+def test_speed_is_in_tokens_of_all_ranks_a_second() -> None:
+    report = RolloutReport()
+    names = ("responses", "graded", "reward", "correct", "truncated", "masked", "equal_groups", "groups", "dropped")
+    for name in (*names, "refilled", "errors", "batches"):
+        report.add(name, 1)
+    for name, value in (("ranks", 2), ("tokens", 60), ("tokens", 40), ("sampling_s", 0.5), ("verifying_s", 0.25)):
+        report.add(name, value)
+    found = report.metrics(torch.device("cpu"))
+    # 100 tokens in half a second of two ranks' time together, a quarter each.
+    assert (found["perf/sampling_tokens_per_s"], found["perf/verifying_s"]) == (400, 0.125)
+    assert found["rollout/response_tokens"] == 100
 
 
 def test_a_rollout_is_the_prompts_the_engines_and_the_verifiers(drawn: Collected) -> None:

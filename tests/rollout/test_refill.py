@@ -227,16 +227,18 @@ def group(index: int, *rewards: float) -> Group:
     return [Rollout(prompt, i, generation, "", 0, Verdict(reward, reward == 1)) for i, reward in enumerate(rewards)]
 
 
-def test_refill_stops_at_enough_and_leaves_the_surplus() -> None:
+def test_refill_stops_at_enough_and_leaves_the_surplus(caplog: pytest.LogCaptureFixture) -> None:
     batches = [[group(0, 1, 1), group(1, 0, 1), group(2, 0, 0)], [group(3, 0, 1), group(4, 1, 0), group(5, 1, 0)]]
     kept, drawn = refill(batches.__getitem__, 3, 10)
     assert ([g[0].prompt.index for g in kept], drawn) == ([1, 3, 4], 2)
     kept, drawn = refill(batches.__getitem__, 1, 10)
     assert ([g[0].prompt.index for g in kept], drawn) == ([1], 1)
     assert teaching(batches[0]) == [False, True, False]
+    assert caplog.messages == []
     # A single empty place holds the first group that teaches nothing, so that every place has a group.
     kept, drawn = refill(batches.__getitem__, 2, 1)
     assert ([g[0].prompt.index for g in kept], drawn) == ([0, 1], 1)
+    assert [message[:20] for message in caplog.messages] == ["only 1 of 2 groups h"]
 
 
 def test_empty_places_lie_between_the_others() -> None:
