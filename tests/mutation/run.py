@@ -49,7 +49,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--among", default="", help="judge mutants of files with one of these words in their path alone"
     )
-    parser.add_argument("--slow", default="", help="judge the survivors by these slow test files too")
+    parser.add_argument(
+        "--by", default="", help="judge the survivors by all tests of these files too, slow ones included"
+    )
     return parser.parse_args()
 
 
@@ -151,8 +153,8 @@ def judge_all(database: WorkDB, items: Sequence[WorkItem], judges: Judges, optio
             (mutation,) = item.mutations
             tests = judges.of(mutation, (tree / mutation.module_path).read_text(), options.budget)
             result = judge(tree, item, tests, sum(judges.seconds[name] for name in tests))
-            if result.test_outcome == TestOutcome.SURVIVED and options.slow:
-                result = judge(tree, item, options.slow.split(), 600.0, "slow and not vllm")
+            if result.test_outcome == TestOutcome.SURVIVED and options.by:
+                result = judge(tree, item, options.by.split(), 600.0, "not vllm")
             return item, result
         finally:
             free.put(tree)
