@@ -122,6 +122,15 @@ def test_one_that_has_left_may_close() -> None:
     assert opened.shown == [Failure(2, "host2", "later")]
 
 
+def test_the_last_one_at_work_may_not_die_unseen() -> None:
+    with Open(2) as opened:
+        opened.ranks[0].say(bye="done")
+        time.sleep(0.05)
+        opened.ranks[1].close()
+        assert opened.ranks[0].hears() == {"end": 1}
+    assert opened.shown == [Failure(1, "host1", "the process died without a word")]
+
+
 def test_what_follows_from_ctrl_c_is_no_failure() -> None:
     with Open(3) as opened:
         opened.ranks[1].say(bye="interrupted")

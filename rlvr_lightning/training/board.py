@@ -72,7 +72,7 @@ class Board(threading.Thread):
 
     def run(self) -> None:
         """Until all ranks have left, or are told to end."""
-        while len(self._left) < self.world:
+        while len(self._left) < self.world or self._first is not None:
             self._listen()
             now = time.monotonic()
             if self._first is not None and now >= self._judged_at:
