@@ -171,6 +171,8 @@ def test_flexible_clip_bounds_solve_the_papers_equation() -> None:
 def test_flexible_clip_is_wide_for_rare_tokens_and_never_excludes_the_old_policy() -> None:
     with pytest.raises(ConfigError, match=r"FlexibleClip.beta_high must be at least -alpha_high = 0.3; got 0.2"):
         FlexibleClip(beta_high=0.2)
+    with pytest.raises(ConfigError, match=r"FlexibleClip.alpha_low must be in \(-1, 0\]; got -1"):
+        FlexibleClip(alpha_low=-1, beta_low=1)
     with pytest.raises(ConfigError, match=r"beta_low must be in \[-alpha_low, 1\] = \[0.2, 1\]; got 0.1"):
         FlexibleClip(beta_low=0.1)
     for p, lowest, highest in ((0.0, 0.7, 1.4), (1.0, 0.7 / 0.8, 1.4 / 1.3)):

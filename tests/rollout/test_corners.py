@@ -9,12 +9,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from tokenizers.processors import TemplateProcessing
 
 from rlvr_lightning import GroupRelative
 from rlvr_lightning.errors import CheckpointError, ConfigError, DataError
 from rlvr_lightning.models.source import ModelSource, bundled_model
 from rlvr_lightning.rollout import checks
+from rlvr_lightning.rollout.batching import equal_groups
 from rlvr_lightning.rollout.checks import check_fit, check_resumed, check_settings
 from rlvr_lightning.rollout.prompts import PromptSource, derived_seed, tokenize
 from rlvr_lightning.rollout.refill import Group, refill
@@ -37,6 +39,20 @@ def test_a_prompt_exactly_as_long_as_it_may_be_is_kept() -> None:
     assert (len(kept), kept.num_skipped, kept.longest) == (1, 1, lengths[0])
     with pytest.raises(DataError, match=r"problem 10\+1="):
         PromptSource(problems, TOKENIZER, 0, lengths[0], "error")
+
+
+def test_the_order_is_the_same_wherever_reading_begins() -> None:
+    problems = [problem(f"{number}+1=") for number in range(5)]
+    whole = PromptSource(problems, TOKENIZER, 0, 99, "error").take(0, 15)
+    for start in (0, 4, 5, 7, 10):
+        assert PromptSource(problems, TOKENIZER, 0, 99, "error").take(start, 5) == whole[start : start + 5]
+    assert [prompt.problem for prompt in whole[:5]] != [prompt.problem for prompt in whole[5:10]]
+
+
+def test_a_group_teaches_where_rewards_that_count_differ() -> None:
+    rewards = torch.tensor([[1.0, 1.0, 0.0], [0.0, 1.0, 0.0], [0.0, 1.0, 0.0], [1.0, 0.0, 1.0]])
+    counts = torch.tensor([[True, True, False], [True, True, True], [False] * 3, [True, False, True]])
+    assert equal_groups(rewards, counts).tolist() == [True, False, True, True]
 
 
 def test_a_tokenizer_that_begins_each_text_with_a_token_does_so_once(tmp_path: Path) -> None:
