@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from typing import Any
 
@@ -232,6 +233,18 @@ def test_ranks_find_the_board_through_the_store(meetings: list[Meeting]) -> None
         assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
         options = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
         assert [connection.getsockopt(socket.IPPROTO_TCP, option) for option in options] == [15, 5, 3]
+    del store
+
+
+def test_a_rank_may_come_before_rank_0(meetings: list[Meeting]) -> None:
+    opened: list[Any] = []
+    later = threading.Timer(1.5, lambda: opened.append(meetings[0].open_board()))
+    later.start()
+    connection, word = meetings[1].find_board()
+    later.join()
+    ((store, listener, token),) = opened
+    with listener, connection:
+        assert word == token
     del store
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -111,6 +112,18 @@ def test_response_quantile_is_torch_quantile_of_each_response() -> None:
         expected = torch.quantile(values[row][stats.loss_mask[row]], 0.35)
         torch.testing.assert_close(found[row], expected.expand(values.shape[1]))
     assert float(response_quantile(values, torch.zeros_like(stats.loss_mask), 0.35, None)[0, 0]) == torch.inf
+
+
+def test_gmpo_holds_a_token_only_on_the_side_that_pays() -> None:
+    change = torch.tensor([[0.1, 0.9, -0.9, 0.4]] * 2, dtype=torch.float64)
+    advantages = torch.tensor([[1.0] * 4, [-1.0] * 4], dtype=torch.float64)
+    mask = torch.ones(2, 4, dtype=torch.bool)
+    (term,) = GMPO()(TokenStats(change, torch.zeros_like(change), advantages, mask), mask.long(), mask)
+    assert term.clipped is not None
+    assert term.clipped.tolist() == [[False, True, False, False], [False, False, True, False]]
+    means = ((0.1 + 0.4 - 0.9 + 0.4) / 4, (0.1 + 0.9 - 0.4 + 0.4) / 4)
+    expected = torch.tensor([[-math.exp(means[0])] * 4, [math.exp(means[1])] * 4], dtype=torch.float64)
+    torch.testing.assert_close(term.values, expected)
 
 
 def test_reductions_over_the_responses_of_a_packed_row() -> None:

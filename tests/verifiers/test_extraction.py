@@ -60,6 +60,7 @@ def test_last_boxed(text: str, content: str | None) -> None:
         ("answer_colon", "Answer: 4", "4"),
         ("answer_colon", "**Answer:** 4", "4"),
         ("answer_colon", "Answer: 3\nAnswer: 3.5.", "3.5"),
+        ("answer_colon", "Answer: it is 4. Then comes 5.", "Answer: it is 4"),
         ("answer_colon", "The answer is 4", None),
         ("bracket", "[1] then [ -2 ]", "-2"),
         ("bracket", "[1\n2]", None),
