@@ -20,6 +20,7 @@ from rlvr_lightning.callbacks.table import read_table
 from rlvr_lightning.cli.main import main
 from rlvr_lightning.config.build import build_run
 from rlvr_lightning.config.compose import compose
+from rlvr_lightning.config.resuming import resumed
 from rlvr_lightning.errors import ConfigError
 from rlvr_lightning.training import checkpoint_io as io
 from rlvr_lightning.training import checkpoints
@@ -158,6 +159,29 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypa
     with pytest.raises(BrokenError):
         broken(tmp_path, watch, "trainer.save_every_n_steps=2")
     assert [path.name for path in io.complete(tmp_path / "checkpoints")] == ["step_00000002"]
+
+
+class CountingSteps(Callback):
+    """One of a user's own, with a state."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+
+    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        self.steps += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.steps = state_dict["steps"]
+
+
+def test_a_users_own_callback_goes_on_where_it_was(tmp_path: Path) -> None:
+    build_run(compose([*RUN, "trainer.max_epochs=1", f"output_dir={tmp_path}"]), [CountingSteps()]).fit()
+    counting = CountingSteps()
+    build_run(resumed(compose([f"resume={tmp_path}"]), ["trainer.max_epochs=2"]), [counting]).fit()
+    assert counting.steps == 8
 
 
 @pytest.mark.parametrize("last", [0.25, 0.75])
