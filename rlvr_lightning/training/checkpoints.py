@@ -78,7 +78,7 @@ class Checkpoints(Checkpoint):
         self._group: ProcessGroup | None = None
         # Where the run stands; None within a step, where nothing can be saved.
         self._here: Progress | None = None
-        self._saved_version = self._epoch_began = 0
+        self._saved_version = 0
         self._saved_at = 0.0
         self._due = False
         self._under_way: files.Writing | None = None

@@ -1,4 +1,5 @@
-"""Which ranks a node's launcher starts and watches over: told by the environment, without starting any."""
+"""Which ranks the launcher of a second node starts and watches over. There is no second machine here: starting processes and
+meeting the others are stand-ins; `test_failures.py` has the real ones, on one machine."""
 
 from __future__ import annotations
 
