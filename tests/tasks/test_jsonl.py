@@ -138,7 +138,11 @@ def test_empty_file(tmp_path: Path, content: str) -> None:
         JsonlTask(str(tmp_path / "a.jsonl"))
 
 
-@pytest.mark.parametrize("cut", [b"not gzip", gzip.compress(b'{"problem": "p", "answer": "1"}\n' * 50)[:30]])
+@pytest.mark.parametrize(
+    "cut",
+    [b"not gzip", gzip.compress(b'{"problem": "p", "answer": "1"}\n' * 50, mtime=0)[:30]],
+    ids=["not gzip", "cut off"],
+)
 def test_broken_gzip(tmp_path: Path, cut: bytes) -> None:
     (tmp_path / "a.jsonl.gz").write_bytes(cut)
     with pytest.raises(DataError, match=r"a\.jsonl\.gz cannot be read"):
