@@ -6,6 +6,7 @@ natural logarithms (nats) wherever a name says `logprobs`.
 """
 
 from rlvr_lightning.types.batches import Row, StepBatch, TokenBatch
+from rlvr_lightning.types.outcomes import Outcomes
 from rlvr_lightning.types.rollouts import (
     Generation,
     GenerationRequest,
@@ -23,6 +24,7 @@ __all__ = [
     "GenerationRequest",
     "MaskCount",
     "Message",
+    "Outcomes",
     "Pass",
     "PolicyView",
     "Problem",
