@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.table import Table
 
 from rlvr_lightning.errors import INTERRUPTED
 
@@ -58,19 +57,25 @@ def fit(cfg: DictConfig) -> None:
 
 
 def validate(cfg: DictConfig) -> None:
-    """avg@k and pass@k on the held-out problems."""
+    """avg@k and pass@k on the held-out problems, with their errors."""
+    from rlvr_lightning.cli.measured import Measured, show
+
     run = _build(cfg)
     run.load()
     run.trainer.validate(run.module, run.data, verbose=False)
-    _show(run)
+    show(Measured.of(run))
 
 
 def test(cfg: DictConfig) -> None:
-    """The same through Lightning's test loop."""
+    """The same through Lightning's test loop, kept as files in the output folder."""
+    from rlvr_lightning.cli.measured import Measured, show, write
+
     run = _build(cfg)
     run.load()
     run.trainer.test(run.module, run.data, verbose=False)
-    _show(run)
+    measured = Measured.of(run)
+    show(measured)
+    write(measured)
 
 
 def predict(cfg: DictConfig) -> None:
@@ -112,17 +117,6 @@ def plan(cfg: DictConfig) -> None:
 
     quiet()
     show_plan(cfg, Console())
-
-
-def _show(run: Run) -> None:
-    if not run.trainer.is_global_zero:
-        return
-    table = Table(title="held-out accuracy", title_justify="left")
-    k = run.module.eval_samples
-    for name in run.module.evaluation:
-        table.add_column(f"{name}@{k}", justify="right")
-    table.add_row(*(f"{value:.4f}" for value in run.module.evaluation.values()))
-    Console().print(table)
 
 
 VERBS: dict[str, Verb] = {

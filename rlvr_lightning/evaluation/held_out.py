@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import lightning as L
@@ -11,7 +11,8 @@ from torchmetrics import SumMetric
 
 from rlvr_lightning.evaluation.metrics import AvgAtK, PassAtK
 from rlvr_lightning.protocols import RolloutData
-from rlvr_lightning.types import Prompt, Rollout
+from rlvr_lightning.tasks.outcomes import cluster_of
+from rlvr_lightning.types import Outcomes, Prompt, Rollout
 
 
 class EvaluatedModule(L.LightningModule):
@@ -32,6 +33,8 @@ class EvaluatedModule(L.LightningModule):
         self.eval_samples = eval_samples
         self.eval_errors = SumMetric()
         self.num_unjudged = 0
+        # Of this rank's problems, by their places among the held-out ones; of the last time they were measured.
+        self.outcomes: dict[int, Outcomes] = {}
 
     @property
     def _data(self) -> RolloutData:
@@ -52,6 +55,7 @@ class EvaluatedModule(L.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Sample from the current weights."""
+        self.outcomes = {}
         self._data.sync_engine()
 
     def validation_step(self, prompts: list[Prompt], batch_idx: int) -> None:
@@ -62,6 +66,9 @@ class EvaluatedModule(L.LightningModule):
         table = torch.tensor(correct, device=self.device).view(-1, self.eval_samples)
         for metric in self.eval_metrics.values():
             cast(AvgAtK, metric).update(table)
+        for place, prompt in enumerate(prompts):
+            first = place * self.eval_samples
+            self.outcomes[prompt.index] = _outcomes(prompt, rollouts[first : first + self.eval_samples])
 
     def on_validation_epoch_end(self) -> None:
         """Log avg@k and pass@k; those before the first step are the baseline."""
@@ -83,3 +90,10 @@ class EvaluatedModule(L.LightningModule):
     def predict_step(self, prompts: list[Prompt], batch_idx: int) -> None:
         """Graded responses to each prompt, kept in `predictions` (Lightning's own collection takes tensors alone)."""
         self.predictions.extend(self._data.evaluate(prompts))
+
+
+def _outcomes(prompt: Prompt, rollouts: Sequence[Rollout]) -> Outcomes:
+    verdicts = [rollout.verdict for rollout in rollouts]
+    correct = tuple(None if verdict is None else verdict.correct for verdict in verdicts)
+    rewards = tuple(None if verdict is None else verdict.reward for verdict in verdicts)
+    return Outcomes(prompt.problem.id, correct, rewards, cluster_of(prompt.problem.meta))

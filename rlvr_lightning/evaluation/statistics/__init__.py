@@ -1,6 +1,7 @@
 """How sure a number is: errors over problems, intervals, paired differences."""
 
 from rlvr_lightning.evaluation.statistics.accuracy import accuracies, compared
+from rlvr_lightning.evaluation.statistics.compare import compare_files
 from rlvr_lightning.evaluation.statistics.intervals import Interval, interval
 from rlvr_lightning.evaluation.statistics.paired import detectable, p_value, paired_difference
 from rlvr_lightning.evaluation.statistics.results import (
@@ -23,6 +24,7 @@ __all__ = [
     "as_json",
     "as_markdown",
     "as_table",
+    "compare_files",
     "compared",
     "detectable",
     "interval",

@@ -1,0 +1,80 @@
+"""Verdicts of problems on disk: one line a problem (`test`), or one a response (`predict`)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlvr_lightning.errors import DataError
+from rlvr_lightning.tasks.jsonl import read_rows
+from rlvr_lightning.types import Outcomes
+
+
+def read_outcomes(path: Path) -> list[Outcomes]:
+    """The problems of a file, in its order.
+
+    Args:
+        path: JSON lines (gzipped or not) or Parquet. Either a problem each: `id`, lists `correct` and `rewards` (one of
+            them may be absent), and `cluster` where it has one; or a response each: `problem_id`, `correct`, `reward`.
+            None stands for a response without a verdict.
+
+    Raises:
+        DataError: the file is missing or empty, a row is of neither form, or a problem stands there twice.
+    """
+    problems: dict[str, Outcomes] = {}
+    for where, row in read_rows(path):
+        if "problem_id" in row:
+            name = str(row["problem_id"])
+            before = problems.get(name, Outcomes(name, ()))
+            verdict, reward = _verdicts([row.get("correct")], where), _rewards([row.get("reward")], where)
+            problems[name] = Outcomes(name, before.correct + verdict, before.rewards + reward, cluster_of(row))
+        else:
+            problem = _problem(where, row)
+            if problem.id in problems:
+                raise DataError(f"{where}: problem {problem.id} stands in this file already")
+            problems[problem.id] = problem
+    if not problems:
+        raise DataError(f"{path} has no rows")
+    return list(problems.values())
+
+
+def outcome_lines(problems: Iterable[Outcomes]) -> bytes:
+    """A line a problem, as `read_outcomes` reads them."""
+    lines = []
+    for problem in problems:
+        row: dict[str, Any] = {"id": problem.id, "correct": problem.correct, "rewards": problem.rewards}
+        if problem.cluster is not None:
+            row["cluster"] = problem.cluster
+        lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+    return "".join(lines).encode()
+
+
+def cluster_of(meta: Mapping[str, Any]) -> str | None:
+    """The cluster a row names in its field `cluster`."""
+    name = meta.get("cluster")
+    return None if name is None else str(name)
+
+
+def _problem(where: str, row: Mapping[str, Any]) -> Outcomes:
+    if row.get("id") is None:
+        raise DataError(f"{where}: the row must have `id` (a problem a line) or `problem_id` (a response a line)")
+    lists = [row.get("correct", []), row.get("rewards", [])]
+    if not any(lists) or not all(isinstance(held, (list, tuple)) for held in lists):
+        raise DataError(f"{where}: `correct` or `rewards` must be a list with a value for each response")
+    return Outcomes(str(row["id"]), _verdicts(lists[0], where), _rewards(lists[1], where), cluster_of(row))
+
+
+def _verdicts(held: Sequence[Any], where: str) -> tuple[bool | None, ...]:
+    for value in held:
+        if value not in (True, False, None):  # 0 and 1 are as good
+            raise DataError(f"{where}: a verdict is true, false or null (none was given); got {value!r}")
+    return tuple(None if value is None else bool(value) for value in held)
+
+
+def _rewards(held: Sequence[Any], where: str) -> tuple[float | None, ...]:
+    for value in held:
+        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+            raise DataError(f"{where}: a reward is a number or null (none was given); got {value!r}")
+    return tuple(None if value is None else float(value) for value in held)
