@@ -390,6 +390,7 @@ def test_a_setting_of_a_task_changes_its_problems(
     assert before != problems(changed(base, f"task.{setting}", value))
 
 
+HYGIENE = {"decontaminate", "evaluation_paths", "difficulty", "solve_rates"}
 # Held by tests of their own, which need more than a component.
 ELSEWHERE = {
     "engine/auto": {"dtype"},  # test_precision.py
@@ -401,7 +402,8 @@ ELSEWHERE = {
         "cpu_kv_cache_gb",
         "dtype",
     },  # vllm_engine/
-    "task/huggingface": {*ROWS, "path", "name", "split", "held_out_split"},  # tasks/test_huggingface.py
+    "task/jsonl": HYGIENE,  # tasks/test_hygiene.py
+    "task/huggingface": {*ROWS, "path", "name", "split", "held_out_split", *HYGIENE},  # tasks/test_huggingface.py
     "regularizer/lp_reg": {"kl_estimator", "temperature"},  # above, in the reference form
 }
 

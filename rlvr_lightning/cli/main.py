@@ -25,8 +25,8 @@ Reinforcement learning with verifiable rewards, on PyTorch Lightning.
 
 Verbs
   fit         train; writes checkpoints, logs, rollouts and curves to an output folder
-  validate    avg@k and pass@k of the model, or of a run's checkpoint, on the held-out problems
-  test        the same, as a table for reports
+  validate    avg@k and pass@k of the model, or of a run's checkpoint, on the held-out problems, with their errors
+  test        the same, kept as JSON and Markdown and a line a problem
   predict     sample responses to the held-out problems into predictions.jsonl.gz
   export      write a run's policy as a Hugging Face folder (adapters merged)
   plan        what a run will need of memory, disk and work, and whether it fits, before a weight is loaded

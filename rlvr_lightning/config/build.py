@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from rlvr_lightning.callbacks.buffers import DropBuffers
 from rlvr_lightning.callbacks.failure import FailureCallback
+from rlvr_lightning.callbacks.hygiene import HygieneCallback
 from rlvr_lightning.callbacks.measure import MeasureAtTheEnd
 from rlvr_lightning.callbacks.outputs import CurvesCallback, ProvenanceCallback
 from rlvr_lightning.callbacks.screen import ScreenCallback
@@ -31,6 +32,7 @@ from rlvr_lightning.errors import ConfigError, HardwareError
 from rlvr_lightning.models.attention import resolved
 from rlvr_lightning.models.source import ModelSource
 from rlvr_lightning.module import RLVRModule
+from rlvr_lightning.protocols.rollouts import ScreenedTask
 from rlvr_lightning.rollout.checks import check_on_policy
 from rlvr_lightning.rollout.micro_batches import Budget
 from rlvr_lightning.training.checkpoint_io import chosen, newest, read_state
@@ -200,6 +202,8 @@ def build_run(cfg: DictConfig, callbacks: list[Callback] | None = None) -> Run:
     source.tokenizer  # noqa: B018 - a model folder without one is found out now
     table, resume = MetricsTable(Path(cfg.output_dir)), Resume()
     mine = [FailureCallback(), resume, *(callbacks or [])]
+    if isinstance(data.task, ScreenedTask):
+        mine.append(HygieneCallback(Path(cfg.output_dir), data.task.hygiene))
     trainer = build_trainer(cfg, [*mine, *default_callbacks(cfg, table)], table)
     return Run(cfg, trainer, module, data, derived, resume)
 

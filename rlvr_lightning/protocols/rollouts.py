@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rlvr_lightning.protocols.run import ModelFolder
+from rlvr_lightning.tasks.hygiene import Hygiene
 from rlvr_lightning.types import Generation, GenerationRequest, Problem, SamplingSpec, Verdict
 
 
@@ -24,6 +25,13 @@ class Task(Protocol):
     def held_out(self) -> Sequence[Problem]:
         """Problems to validate on, disjoint from `train`; may be empty."""
         ...
+
+
+@runtime_checkable
+class ScreenedTask(Protocol):
+    """A task that has compared its training problems with those evaluated on."""
+
+    hygiene: Hygiene
 
 
 @runtime_checkable

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rlvr_lightning.errors import DataError, MissingDependencyError
+from rlvr_lightning.tasks.hygiene import Screening
 from rlvr_lightning.tasks.rows import RowFormat, divide, to_problems
 from rlvr_lightning.types import Problem
 
@@ -23,8 +24,12 @@ class HuggingFaceTask:
         system: a system message.
         template: the user message; `{problem}` stands for the question.
         held_out: rows to validate on: the first of `held_out_split`, or chosen from `split` by the seed.
-        limit: training problems at most.
+        limit: training problems at most, of those that stay.
         seed: of the choice of held-out rows.
+        decontaminate: whether training problems that overlap with evaluation problems are dropped.
+        evaluation_paths: files of evaluation problems they are compared with besides the held-out ones.
+        difficulty: lowest and highest solve rate of training problems; None for any.
+        solve_rates: a file of `predict` that says how often each was solved; goes with `difficulty`.
 
     Raises:
         MissingDependencyError: `datasets` is not installed.
@@ -47,11 +52,19 @@ class HuggingFaceTask:
         held_out: int = 64,
         limit: int | None = None,
         seed: int = 0,
+        decontaminate: bool = False,
+        evaluation_paths: Sequence[str] = (),
+        difficulty: Sequence[float] | None = None,
+        solve_rates: str | None = None,
     ) -> None:
+        screening = Screening(decontaminate, evaluation_paths, difficulty, solve_rates)
         form = RowFormat(problem_field, answer_field, id_field, answer_pattern, system, template)
         train = self._load(path, name, split, form)
         apart = None if held_out_split is None else self._load(path, name, held_out_split, form)
-        self._train, self._held_out = divide(train, held_out, limit, seed, apart)
+        train, self._held_out = divide(train, held_out, limit, seed, apart)
+        # All of an evaluation file counts, also what is not validated on.
+        train, self.hygiene = screening.apply(train, self._held_out if apart is None else apart, form)
+        self._train = train[:limit]
 
     @staticmethod
     def _load(path: str, name: str | None, split: str, form: RowFormat) -> list[Problem]:

@@ -2,74 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
-import gzip
-import json
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from rlvr_lightning.errors import DataError, MissingDependencyError
+from rlvr_lightning.tasks.files import read_rows
+from rlvr_lightning.tasks.hygiene import Screening
 from rlvr_lightning.tasks.rows import RowFormat, divide, to_problems
 from rlvr_lightning.types import Problem
-
-SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
-
-
-def read_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Each row of a file, and where it stands (`file, line 7`).
-
-    Raises:
-        DataError: the file is missing, of another kind, or a line is no JSON object.
-        MissingDependencyError: Parquet without pyarrow.
-    """
-    if path.is_dir():
-        raise DataError(f"{path} is a folder: task.path takes a file ({', '.join(SUFFIXES)})")
-    if not path.is_file():
-        siblings = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
-        close = difflib.get_close_matches(path.name, siblings, n=1, cutoff=0.5)
-        raise DataError(f"{path} does not exist" + (f"; did you mean {path.parent / close[0]}?" if close else ""))
-    if path.name.endswith(".parquet"):
-        yield from _parquet(path)
-    elif path.name.endswith((".jsonl", ".jsonl.gz")):
-        yield from _json_lines(path)
-    else:
-        raise DataError(f"{path} is of no known kind: task.path takes {', '.join(SUFFIXES)}")
-
-
-def _json_lines(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    # Bytes, so that a line that is no UTF-8 is reported with its number too.
-    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-        try:
-            for number, line in enumerate(file, 1):
-                if not line.strip():
-                    continue
-                where = f"{path}, line {number}"
-                try:
-                    row = json.loads(line.decode("utf-8-sig").rstrip())
-                except json.JSONDecodeError as error:
-                    raise DataError(f"{where}: no JSON ({error.msg} at column {error.colno})") from error
-                except UnicodeDecodeError as error:
-                    raise DataError(f"{where}: no UTF-8 ({error.reason} at byte {error.start + 1})") from error
-                if not isinstance(row, dict):
-                    raise DataError(f"{where}: a row must be a JSON object; got {type(row).__name__}")
-                yield where, row
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise DataError(f"{path} cannot be read: {error}") from error
-
-
-def _parquet(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    try:
-        from pyarrow import ArrowException, parquet
-    except ImportError as error:
-        raise MissingDependencyError(f"{path} needs pyarrow: pip install 'rlvr-lightning[datasets]'") from error
-    try:
-        table = parquet.read_table(path)
-    except ArrowException as error:
-        raise DataError(f"{path} is no Parquet file: {error}") from error
-    for number, row in enumerate(table.to_pylist(), 1):
-        yield f"{path}, row {number}", row
 
 
 class JsonlTask:
@@ -83,8 +22,12 @@ class JsonlTask:
         system: a system message.
         template: the user message; `{problem}` stands for the question.
         held_out: rows to validate on: the first of `held_out_path`, or chosen from `path` by the seed.
-        limit: training problems at most.
+        limit: training problems at most, of those that stay.
         seed: of the choice of held-out rows.
+        decontaminate: whether training problems that overlap with evaluation problems are dropped.
+        evaluation_paths: files of evaluation problems they are compared with besides the held-out ones.
+        difficulty: lowest and highest solve rate of training problems; None for any.
+        solve_rates: a file of `predict` that says how often each was solved; goes with `difficulty`.
 
     Raises:
         DataError: a file or row cannot be used; the message names the line.
@@ -104,11 +47,19 @@ class JsonlTask:
         held_out: int = 64,
         limit: int | None = None,
         seed: int = 0,
+        decontaminate: bool = False,
+        evaluation_paths: Sequence[str] = (),
+        difficulty: Sequence[float] | None = None,
+        solve_rates: str | None = None,
     ) -> None:
+        screening = Screening(decontaminate, evaluation_paths, difficulty, solve_rates)
         form = RowFormat(problem_field, answer_field, id_field, answer_pattern, system, template)
         train = self._read(path, form)
         apart = None if held_out_path is None else self._read(held_out_path, form)
-        self._train, self._held_out = divide(train, held_out, limit, seed, apart)
+        train, self._held_out = divide(train, held_out, limit, seed, apart)
+        # All of an evaluation file counts, also what is not validated on.
+        train, self.hygiene = screening.apply(train, self._held_out if apart is None else apart, form)
+        self._train = train[:limit]
 
     @staticmethod
     def _read(path: str, form: RowFormat) -> list[Problem]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rlvr_lightning.errors import DataError
-from rlvr_lightning.tasks.jsonl import read_rows
+from rlvr_lightning.tasks.files import read_rows
 from rlvr_lightning.types import Outcomes
 
 

@@ -52,7 +52,7 @@ class RowFormat:
         Raises:
             DataError: a field is missing or empty; `where` says which row.
         """
-        question, answer = (self._text(row, field, where) for field in (self.problem_field, self.answer_field))
+        question, answer = (self.field(row, field, where) for field in (self.problem_field, self.answer_field))
         if self.answer_pattern is not None:
             match = re.search(self.answer_pattern, answer)
             if match is None:
@@ -66,8 +66,20 @@ class RowFormat:
         name = row.get(self.id_field)
         return Problem(where if name is None else str(name), tuple(messages), answer, meta)
 
+    def question(self, problem: Problem) -> str:
+        """What is asked of a problem of this form, without the template around it."""
+        content = problem.messages[-1]["content"]
+        before, *after = self.template.split("{problem}")
+        length = (len(content) - len(before) - sum(map(len, after))) // len(after)
+        return content[len(before) : len(before) + length]
+
     @staticmethod
-    def _text(row: Mapping[str, Any], field: str, where: str) -> str:
+    def field(row: Mapping[str, Any], field: str, where: str) -> str:
+        """A field's text.
+
+        Raises:
+            DataError: it is missing or empty.
+        """
         value = row.get(field)
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             value = str(value)
@@ -112,7 +124,7 @@ def divide(
     Args:
         problems: all of them.
         held_out: how many to validate on: the first of `apart`, or taken from a seeded shuffle of `problems`.
-        limit: training problems at most.
+        limit: training problems at most, taken when the others are left out; here it is only checked.
         seed: of the shuffle.
         apart: another file's problems to validate on, or None.
 
@@ -122,7 +134,7 @@ def divide(
     if held_out < 0 or (limit is not None and limit < 1):
         raise ConfigError(f"task.held_out must be at least 0 and task.limit at least 1; got {held_out} and {limit}")
     if apart is not None:
-        return list(problems[:limit]), list(apart[:held_out])
+        return list(problems), list(apart[:held_out])
     if held_out >= len(problems):
         raise ConfigError(f"task.held_out={held_out} leaves nothing to learn from: there are {len(problems)} rows")
     order = list(range(len(problems)))
@@ -130,4 +142,4 @@ def divide(
     taken = sorted(order[len(order) - held_out :])
     chosen = set(taken)
     train = [problem for index, problem in enumerate(problems) if index not in chosen]
-    return train[:limit], [problems[index] for index in taken]
+    return train, [problems[index] for index in taken]

@@ -59,3 +59,24 @@ def test_without_datasets_it_says_what_to_install(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(MissingDependencyError, match=r"pip install 'rlvr-lightning\[datasets\]'"):
         HuggingFaceTask("openai/gsm8k", name="main")
+
+
+def test_training_rows_are_screened_as_those_of_files_are(folder: str, tmp_path: Path) -> None:
+    (tmp_path / "further.jsonl").write_text('{"question": "train 3"}\n')
+    (tmp_path / "rates.jsonl").write_text("".join(f'{{"id": "{i}", "correct": [{i % 2}]}}\n' for i in range(8)))
+    fields = {
+        "problem_field": "question",
+        "held_out_split": "test",
+        "evaluation_paths": [str(tmp_path / "further.jsonl")],
+    }
+    task = HuggingFaceTask(folder, **fields)  # type: ignore[arg-type]
+    assert [hit.train.id for hit in task.hygiene.overlap.hits] == ["3"]
+    assert len(task.train()) == 10
+    screened = HuggingFaceTask(
+        folder,
+        **fields,  # type: ignore[arg-type]
+        decontaminate=True,
+        difficulty=[1.0, 1.0],
+        solve_rates=str(tmp_path / "rates.jsonl"),
+    )
+    assert [problem.id for problem in screened.train()] == ["1", "5", "7"]
