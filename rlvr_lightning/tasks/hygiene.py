@@ -121,9 +121,10 @@ def _is_range(difficulty: Sequence[float]) -> bool:
 
 def _questions(path: str, form: RowFormat) -> list[Text]:
     rows = read_rows(Path(path).expanduser())
-    texts = [
-        Text(str(row.get(form.id_field) or where), form.field(row, form.problem_field, where)) for where, row in rows
-    ]
+    texts = []
+    for where, row in rows:
+        name = row.get(form.id_field)
+        texts.append(Text(where if name is None else str(name), form.field(row, form.problem_field, where)))
     if not texts:
         raise DataError(f"{path} has no rows")
     return texts

