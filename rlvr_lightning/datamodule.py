@@ -25,6 +25,7 @@ from rlvr_lightning.rollout.prompts import PromptSource
 from rlvr_lightning.rollout.refill import StepCut
 from rlvr_lightning.rollout.store import phase_records, write_records
 from rlvr_lightning.types import Prompt, Rollout, Row, SamplingSpec, StepBatch
+from rlvr_lightning.verifiers.grading import Grading
 
 # Of the state: version of the policy the phase was drawn from, where in the prompt order it began, and the next does.
 PLACE = ("buffer_version", "cursor", "next_cursor")
@@ -61,6 +62,7 @@ class RolloutDataModule(L.LightningDataModule):
         seed: of prompt order and sampling.
         output_dir: rollouts are written to `rollouts/` in it; None keeps them in memory alone.
         shaping: of the rewards, before the advantage; none by default.
+        grading: what becomes of verdicts.
 
     Raises:
         ConfigError: a setting is out of range or contradicts another.
@@ -91,6 +93,7 @@ class RolloutDataModule(L.LightningDataModule):
         seed: int = 0,
         output_dir: Path | None = None,
         shaping: RewardShaping | None = None,
+        grading: Grading | None = None,
     ) -> None:
         super().__init__()
         self.source, self.task, self.verifier, self.engine = source, task, verifier, engine
@@ -100,6 +103,7 @@ class RolloutDataModule(L.LightningDataModule):
         self.drop_equal_groups, self.generation_batches = drop_equal_groups, generation_batches
         self.eval_samples, self.shaping, self.packing, self.truncated = eval_samples, shaping, packing, truncated
         self.seed, self.output_dir, self.top_p, self.budget = seed, output_dir, top_p, budget or Budget()
+        self.grading = grading or Grading()
         self.sampling = SamplingSpec(temperature, max_new_tokens, ())
         checks.check_settings(self, advantage)
         self.advantage = advantage
@@ -171,8 +175,8 @@ class RolloutDataModule(L.LightningDataModule):
             self.held_out_prompts, self._longest = apart.in_order(), max(self._longest, apart.longest)
         stops = self.source.stop_token_ids()
         self.sampling = SamplingSpec(self.temperature, self.sampling.max_new_tokens, stops)
-        judged_by = (self.verifier, self.advantage, self.sampling, self.group_size, self.seed, self.phase, self.shaping)
-        self._collector = Collector(self.source, self.engine, *judged_by)
+        drawn_by = (self.source, self.engine, self.verifier, self.advantage, self.sampling, self.group_size)
+        self._collector = Collector(*drawn_by, self.seed, self.phase, self.shaping, self.grading)
 
     def sync_engine(self) -> None:
         """Give the engine the current policy's weights, if it has others. Every rank must call it."""
@@ -265,20 +269,15 @@ class RolloutDataModule(L.LightningDataModule):
         return batch.map(lambda tensor: tensor.to(device)) if isinstance(batch, StepBatch) else batch
 
     def evaluate(self, prompts: list[Prompt]) -> list[Rollout]:
-        """Graded responses to held-out prompts, `eval_samples` each, with seeds of their own."""
+        """Graded responses to held-out prompts, `eval_samples` each, with seeds of their own. Every rank must call it."""
         assert self._collector is not None
-        return self._collector.draw(prompts, self.eval_samples, "held-out")
+        return self._collector.held_out(prompts, self.eval_samples)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the run stands in the prompt order, and whose rollouts are being learned from."""
         where = {name: getattr(self, f"_{name}") for name in PLACE}
-        version = self.rlvr_module.policy_version
-        return {
-            **where,
-            "policy_version": version,
-            "order": self.train_prompts.order,
-            "settings": checks.phase_settings(self),
-        }
+        where["policy_version"] = self.rlvr_module.policy_version
+        return {**where, "order": self.train_prompts.order, "settings": checks.phase_settings(self)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from there.

@@ -222,8 +222,16 @@ def test_settings_of_a_rollout_phase_are_taken_up_to_their_edges(name: str) -> N
 
 def test_a_report_is_of_its_sums() -> None:
     report = RolloutReport()
-    totals = {"responses": 40, "graded": 32, "reward": 8.0, "correct": 4, "tokens": 500, "truncated": 10, "errors": 3}
+    totals = {"responses": 40, "graded": 32, "reward": 8.0, "tokens": 500, "truncated": 10}
     totals |= {"dropped": 5, "groups": 16, "equal_groups": 6.0, "ranks": 4, "batches": 12, "refilled": 7, "masked": 2}
+    totals |= {
+        "correct": 4,
+        "kind/correct": 4,
+        "kind/wrong": 20,
+        "kind/unparsable": 8,
+        "kind/timeout": 2,
+        "kind/error": 6,
+    }
     for name, value in (totals | {"sampling_s": 8.0, "verifying_s": 6.0, "shaped": -4.0}).items():
         report.add(name, value / 2)
         report.add(name, value / 2)
@@ -239,7 +247,11 @@ def test_a_report_is_of_its_sums() -> None:
         "rollout/dropped": 5,
         "rollout/generation_batches": 3,
         "rollout/refilled_groups": 7,
-        "verifier/errors": 3,
+        "verifier/correct": 0.1,
+        "verifier/wrong": 0.5,
+        "verifier/unparsable": 0.2,
+        "verifier/timeout": 0.05,
+        "verifier/error": 0.15,
         # 500 tokens in 8 seconds of four ranks, each at work for two of them
         "perf/sampling_tokens_per_s": 250.0,
         "perf/verifying_s": 1.5,

@@ -22,7 +22,7 @@ from rlvr_lightning.evaluation.metrics import AvgAtK
 from rlvr_lightning.models.policy import Policy
 from rlvr_lightning.models.source import ModelSource
 from rlvr_lightning.training.checkpoint_io import newest
-from rlvr_lightning.types import Problem, Verdict
+from rlvr_lightning.types import VERDICT_KINDS, Problem, Verdict
 from rlvr_lightning.verifiers.exact import ExactVerifier
 
 OFF_POLICY = ("conf=archer", "rollout.prompts_per_step=4", "rollout.passes=2")
@@ -199,9 +199,8 @@ class Moody:
 def test_a_failing_verifier_is_counted_and_named_and_gives_no_reward(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = build_run(
-        compose([*SMALL, *OFF_POLICY, f"output_dir={tmp_path}", "trainer.max_epochs=1", "trainer.val_every_n_epochs=1"])
-    )
+    once = ("trainer.max_epochs=1", "trainer.val_every_n_epochs=1", "grading.max_error_share=1")
+    run = build_run(compose([*SMALL, *OFF_POLICY, *once, f"output_dir={tmp_path}"]))
     run.data.verifier = Moody()
     run.fit()
     with gzip.open(tmp_path / "rollouts" / "version_0.jsonl.gz", "rt") as file:
@@ -209,10 +208,15 @@ def test_a_failing_verifier_is_counted_and_named_and_gives_no_reward(
     failed = [row for row in rows if row["response"][-1:] in set("13579")]
     assert 0 < len(failed) < len(rows)
     assert all(row["reward"] is None and row["advantage"] == 0 for row in failed)
-    assert logged(tmp_path, "verifier/errors") == logged(tmp_path, "rollout/dropped") == [len(failed)]
+    assert logged(tmp_path, "rollout/dropped") == [len(failed)]
+    assert [row["verdict"] for row in failed] == ["error"] * len(failed)
+    shares = {kind: sum(row["verdict"] == kind for row in rows) / len(rows) for kind in VERDICT_KINDS}
+    assert {kind: logged(tmp_path, f"verifier/{kind}")[0] for kind in VERDICT_KINDS} == pytest.approx(shares)
+    assert sum(shares.values()) == 1
     rewards = [row["reward"] for row in rows if row["reward"] is not None]
     assert logged(tmp_path, "reward/mean")[0] == pytest.approx(sum(rewards) / len(rewards))
-    assert logged(tmp_path, "val/verifier_errors") == [run.module.num_unjudged]
+    assert logged(tmp_path, "val/unjudged") == [run.module.num_unjudged]
+    assert logged(tmp_path, "val/verifier_error")[0] == pytest.approx(run.module.num_unjudged / 8)
     assert run.module.num_unjudged > 0
     assert f"{run.module.num_unjudged} responses without a verdict" in capsys.readouterr().out
 

@@ -153,7 +153,7 @@ def _numbers(module: RLVRModule, seconds: float) -> str:
 def _sample_panel(rollout: Rollout, epoch: int) -> Panel:
     verdict = rollout.verdict
     if verdict is None:
-        judged = f"[yellow]not judged: {escape(rollout.error or '')}[/]"
+        judged = f"[yellow]not judged: {rollout.kind} {escape(rollout.error or '')}[/]"
     else:
         word = "[green]right[/]" if verdict.correct else "[red]wrong[/]"
         judged = f"{word}, answer {escape(str(verdict.extracted))}, gold {escape(rollout.prompt.problem.answer)}"

@@ -41,6 +41,7 @@ from rlvr_lightning.training.interrupt import InterruptCallback
 from rlvr_lightning.training.optim import OptimSettings
 from rlvr_lightning.training.sharding import ShardSettings
 from rlvr_lightning.training.strategies import make_strategy
+from rlvr_lightning.verifiers.grading import Grading
 
 log = logging.getLogger(__name__)
 
@@ -141,6 +142,7 @@ def build_data(cfg: DictConfig, source: ModelSource, engine: Any) -> RolloutData
         seed=cfg.seed,
         output_dir=Path(cfg.output_dir),
         shaping=component(cfg, "shaping") if cfg.shaping else None,
+        grading=Grading(**cast(dict[str, Any], OmegaConf.to_container(cfg.grading, resolve=True))),
         budget=Budget(cfg.trainer.micro_batch_tokens, cfg.trainer.micro_batch_size),
         **settings,
     )

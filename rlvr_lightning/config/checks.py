@@ -23,7 +23,7 @@ OPTIONAL: dict[str, type] = {
     "trainer.save_every_n_minutes": float,
 }
 # Of several kinds: checked where they are read.
-MANIFOLD = ("model.gradient_checkpointing",)
+MANIFOLD = ("model.gradient_checkpointing", "grading.values")
 
 
 def check_kinds(cfg: DictConfig) -> None:

@@ -12,7 +12,7 @@ from torchmetrics import SumMetric
 from rlvr_lightning.evaluation.metrics import AvgAtK, PassAtK
 from rlvr_lightning.protocols import RolloutData
 from rlvr_lightning.tasks.outcomes import cluster_of
-from rlvr_lightning.types import Outcomes, Prompt, Rollout
+from rlvr_lightning.types import VERDICT_KINDS, Outcomes, Prompt, Rollout
 
 
 class EvaluatedModule(L.LightningModule):
@@ -31,7 +31,8 @@ class EvaluatedModule(L.LightningModule):
         self.evaluated_version = -1
         self.eval_metrics = torch.nn.ModuleDict({"avg": AvgAtK(eval_samples), "pass": PassAtK(eval_samples)})
         self.eval_samples = eval_samples
-        self.eval_errors = SumMetric()
+        self.eval_unjudged = SumMetric()
+        self.eval_kinds = torch.nn.ModuleDict({kind: SumMetric() for kind in VERDICT_KINDS})
         self.num_unjudged = 0
         # Of this rank's problems, by their places among the held-out ones; of the last time they were measured.
         self.outcomes: dict[int, Outcomes] = {}
@@ -61,7 +62,9 @@ class EvaluatedModule(L.LightningModule):
     def validation_step(self, prompts: list[Prompt], batch_idx: int) -> None:
         """Grade `eval_samples` responses to each prompt; one without a verdict is not right, and is counted apart."""
         rollouts = self._data.evaluate(prompts)
-        self.eval_errors.update(sum(rollout.verdict is None for rollout in rollouts))
+        self.eval_unjudged.update(sum(rollout.verdict is None for rollout in rollouts))
+        for kind, count in self.eval_kinds.items():
+            cast(SumMetric, count).update(sum(rollout.kind == kind for rollout in rollouts))
         correct = [rollout.verdict is not None and rollout.verdict.correct for rollout in rollouts]
         table = torch.tensor(correct, device=self.device).view(-1, self.eval_samples)
         for metric in self.eval_metrics.values():
@@ -78,10 +81,13 @@ class EvaluatedModule(L.LightningModule):
         self.evaluated_version = self.policy_version
         if self.policy_version == 0:
             self.baseline = dict(self.evaluation)
-        self.num_unjudged = int(self.eval_errors.compute())
-        self.eval_errors.reset()
+        self.num_unjudged = int(self.eval_unjudged.compute())
+        counts = {kind: float(cast(SumMetric, count).compute()) for kind, count in self.eval_kinds.items()}
+        for count in (self.eval_unjudged, *self.eval_kinds.values()):
+            cast(SumMetric, count).reset()
         measured = {f"val/{name}_at_k": value for name, value in self.evaluation.items()}
-        self.enter({**measured, "val/verifier_errors": float(self.num_unjudged)})
+        shares = {f"val/verifier_{kind}": count / max(sum(counts.values()), 1) for kind, count in counts.items()}
+        self.enter({**measured, **shares, "val/unjudged": float(self.num_unjudged)})
 
     on_test_epoch_start = on_predict_epoch_start = on_validation_epoch_start
     test_step = validation_step

@@ -15,10 +15,11 @@ from rlvr_lightning.models.source import ModelSource
 from rlvr_lightning.objective.step import Step
 from rlvr_lightning.protocols import AdvantageEstimator, RewardShaping, RolloutEngine, Verifier
 from rlvr_lightning.rollout.batching import equal_groups, is_cut, is_usable, make_rows, rewards_of, shaped_rewards
+from rlvr_lightning.rollout.failing import check_errors
 from rlvr_lightning.rollout.prompts import PromptSource, derived_seed
 from rlvr_lightning.rollout.refill import Group, StepCut, refill
-from rlvr_lightning.types import GenerationRequest, Prompt, Rollout, Row, SamplingSpec
-from rlvr_lightning.verifiers.grading import grade
+from rlvr_lightning.types import VERDICT_KINDS, GenerationRequest, Prompt, Rollout, Row, SamplingSpec
+from rlvr_lightning.verifiers.grading import Grading, grade
 
 Phase = Callable[[str], None]
 
@@ -54,7 +55,7 @@ class RolloutReport:
             "rollout/dropped": total["dropped"],
             "rollout/generation_batches": total["batches"] / total["ranks"],
             "rollout/refilled_groups": total["refilled"],
-            "verifier/errors": total["errors"],
+            **{f"verifier/{kind}": total[f"kind/{kind}"] / responses for kind in VERDICT_KINDS},
             "perf/sampling_tokens_per_s": total["tokens"] / max(total["sampling_s"], 1e-9) * total["ranks"],
             "perf/verifying_s": total["verifying_s"] / total["ranks"],
         }
@@ -90,6 +91,7 @@ class Collector:
         seed: of the run; each response's own seed derives from it.
         phase: told what is going on.
         shaping: of the rewards, before the advantage.
+        grading: what becomes of verdicts.
     """
 
     def __init__(
@@ -103,10 +105,11 @@ class Collector:
         seed: int,
         phase: Phase,
         shaping: RewardShaping | None = None,
+        grading: Grading | None = None,
     ) -> None:
         self.source, self.engine, self.verifier, self.advantage = source, engine, verifier, advantage
         self.sampling, self.group_size, self.seed, self.phase = sampling, group_size, seed, phase
-        self.shaping = shaping
+        self.shaping, self.grading = shaping, grading or Grading()
 
     def draw(
         self, prompts: Sequence[Prompt], samples: int, purpose: str, report: RolloutReport | None = None
@@ -143,9 +146,19 @@ class Collector:
         ]
         self.phase("verifying")
         began = time.perf_counter()
-        graded = grade(rollouts, self.verifier)
+        graded = grade(rollouts, self.verifier, self.grading)
         report.add("verifying_s", time.perf_counter() - began)
         return graded
+
+    def held_out(self, prompts: Sequence[Prompt], samples: int) -> list[Rollout]:
+        """Graded responses to held-out prompts, `samples` for each. Every rank must call it.
+
+        Raises:
+            VerifierError: the verifier failed on too many of all ranks'.
+        """
+        drawn = self.draw(prompts, samples, "held-out")
+        check_errors(drawn, self.grading.max_error_share)
+        return drawn
 
     def collect(
         self,
@@ -166,18 +179,14 @@ class Collector:
             generation_batches: drawn at most; more than one refills what equal rewards leave empty.
             drop_equal_groups: groups of equal rewards carry no weight.
             mask_truncated: responses cut by their length carry no weight.
+
+        Raises:
+            VerifierError: the verifier failed on too many responses of the phase, of all ranks'.
         """
-        report = RolloutReport()
-        mine = partial(self._draw_groups, prompts, start, cut, report)
-        if generation_batches == 1:
-            # Every group keeps its place, so nothing has to travel between the ranks.
-            groups, batches = mine(0), 1
-            of_steps: list[Sequence[Group]] = [
-                groups[first : first + cut.share] for first in range(0, len(groups), cut.share)
-            ]
-        else:
-            groups, batches = refill(mine, cut.per_epoch, generation_batches)
-            of_steps = cut.mine(groups)
+        report, every = RolloutReport(), list[Rollout]()
+        mine = partial(self._draw_groups, prompts, start, cut, report, every)
+        of_steps, batches = _groups_of_steps(mine, cut, generation_batches)
+        check_errors(every, self.grading.max_error_share)
         rollouts = [list(chain.from_iterable(of_step)) for of_step in of_steps]
         report.add("masked", mask_truncated * sum(map(is_cut, chain.from_iterable(rollouts))))
         report.add("ranks", 1)
@@ -199,12 +208,13 @@ class Collector:
         return Collected(rollouts, steps, report, batches)
 
     def _draw_groups(
-        self, prompts: PromptSource, start: int, cut: StepCut, report: RolloutReport, batch: int
+        self, prompts: PromptSource, start: int, cut: StepCut, report: RolloutReport, every: list[Rollout], batch: int
     ) -> list[Group]:
-        """This rank's groups of a batch (0, 1, ...) of the phase."""
+        """This rank's groups of a batch (0, 1, ...) of the phase; its responses are added to `every`."""
         of_steps = cut.mine(prompts.take(start + batch * cut.per_epoch, cut.per_epoch))
         drawn = self.draw(list(chain.from_iterable(of_steps)), self.group_size, "train", report)
         self._count(report, drawn)
+        every += drawn
         return [drawn[row : row + self.group_size] for row in range(0, len(drawn), self.group_size)]
 
     def _count(self, report: RolloutReport, rollouts: Sequence[Rollout]) -> None:
@@ -215,7 +225,8 @@ class Collector:
         report.add("correct", sum(verdict.correct for verdict in verdicts))
         report.add("tokens", sum(len(rollout.generation.token_ids) for rollout in rollouts))
         report.add("truncated", sum(map(is_cut, rollouts)))
-        report.add("errors", sum(rollout.error is not None for rollout in rollouts))
+        for kind in VERDICT_KINDS:
+            report.add(f"kind/{kind}", sum(rollout.kind == kind for rollout in rollouts))
         report.add("dropped", sum(not is_usable(rollout) for rollout in rollouts))
         rewards, valid = rewards_of(rollouts, self.group_size)
         equal = equal_groups(rewards, valid)
@@ -224,3 +235,15 @@ class Collector:
         if self.shaping is not None:
             judged = torch.tensor([rollout.verdict is not None for rollout in rollouts]).view_as(rewards)
             report.add("shaped", float(shaped_rewards(rewards, rollouts, self.shaping)[judged].double().sum()))
+
+
+def _groups_of_steps(
+    mine: Callable[[int], list[Group]], cut: StepCut, generation_batches: int
+) -> tuple[list[Sequence[Group]], int]:
+    """This rank's groups of each optimizer step, and the batches drawn for them."""
+    if generation_batches == 1:
+        # Every group keeps its place, so nothing has to travel between the ranks.
+        groups = mine(0)
+        return [groups[first : first + cut.share] for first in range(0, len(groups), cut.share)], 1
+    groups, batches = refill(mine, cut.per_epoch, generation_batches)
+    return cut.mine(groups), batches

@@ -23,6 +23,7 @@ def rollout_record(rollout: Rollout, advantage: float) -> dict[str, Any]:
         "answer": rollout.prompt.problem.answer,
         "response": rollout.text,
         "finish_reason": rollout.generation.finish_reason,
+        "verdict": rollout.kind,
         "reward": None if verdict is None else verdict.reward,
         "correct": None if verdict is None else verdict.correct,
         "extracted": None if verdict is None else verdict.extracted,

@@ -8,6 +8,7 @@ natural logarithms (nats) wherever a name says `logprobs`.
 from rlvr_lightning.types.batches import Row, StepBatch, TokenBatch
 from rlvr_lightning.types.outcomes import Outcomes
 from rlvr_lightning.types.rollouts import (
+    VERDICT_KINDS,
     Generation,
     GenerationRequest,
     Message,
@@ -16,10 +17,12 @@ from rlvr_lightning.types.rollouts import (
     Rollout,
     SamplingSpec,
     Verdict,
+    VerdictKind,
 )
 from rlvr_lightning.types.tokens import MaskCount, Pass, PolicyView, StepPlan, TokenStats, TokenTerm, When
 
 __all__ = [
+    "VERDICT_KINDS",
     "Generation",
     "GenerationRequest",
     "MaskCount",
@@ -38,5 +41,6 @@ __all__ = [
     "TokenStats",
     "TokenTerm",
     "Verdict",
+    "VerdictKind",
     "When",
 ]

@@ -6,6 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+# How judging a response ended: right, not right, without an answer to judge, without a verdict in time, or by a failure.
+VerdictKind = Literal["correct", "wrong", "unparsable", "timeout", "error"]
+VERDICT_KINDS: tuple[VerdictKind, ...] = ("correct", "wrong", "unparsable", "timeout", "error")
+
 Message = dict[str, str]
 
 
@@ -87,18 +91,30 @@ class Verdict:
         reward: the verifiable reward, usually 0 or 1.
         correct: whether it counts as right in accuracies.
         extracted: the answer found in the response, for people to read.
+        kind: None means `correct` or `wrong`, as `correct` says.
+        parts: the rewards of the verifiers this one is made of, by name.
     """
 
     reward: float
     correct: bool
     extracted: str | None = None
+    kind: VerdictKind | None = None
+    parts: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True)
 class Rollout:
     """One response with everything known about it before the update.
 
-    `verdict` is None where the verifier failed; `error` then says how, and the response carries no weight.
+    Args:
+        prompt: what was asked.
+        sample: which of the prompt's responses it is.
+        generation: as drawn.
+        text: decoded.
+        policy_version: optimizer steps of the policy it was drawn from.
+        verdict: None until it is judged, and where the way judging ended is worth no verdict: it carries no weight then.
+        error: what went wrong where judging ended by `timeout` or `error`.
+        kind: how judging ended; None until it is judged.
     """
 
     prompt: Prompt
@@ -108,3 +124,4 @@ class Rollout:
     policy_version: int
     verdict: Verdict | None = None
     error: str | None = None
+    kind: VerdictKind | None = None

@@ -37,11 +37,11 @@ class ExactVerifier:
             problem: its `answer` is the gold answer.
 
         Returns:
-            The verdict; `extracted` is None where the pattern does not match.
+            The verdict; `unparsable` where the pattern does not match.
         """
         found = [match[1] for match in self._pattern.finditer(response) if match[1] is not None]
         if not found:
-            return Verdict(0.0, False, None)
+            return Verdict(0.0, False, kind="unparsable")
         answer = found[-1].strip()
         correct = answer == problem.answer.strip()
         return Verdict(float(correct), correct, answer)

@@ -63,7 +63,7 @@ class MathVerifier:
             problem: its `answer` is the gold answer, without dollar signs or a box.
 
         Returns:
-            The verdict; `extracted` is the answer's first 200 characters.
+            The verdict; `extracted` is the answer's first 200 characters, and `unparsable` a response without one.
 
         Raises:
             VerifierTimeoutError: the comparison took too long.
@@ -75,9 +75,9 @@ class MathVerifier:
             raise DataError(f"problem {problem.id}: the gold answer is empty")
         answer = extract_answer(response, self.extract)
         if answer is None or not answer.text:
-            return Verdict(0.0, False, None)
+            return Verdict(0.0, False, kind="unparsable")
         correct, extracted = self._judge(gold, answer, problem.id)
-        return Verdict(float(correct), correct, extracted)
+        return Verdict(float(correct), correct, extracted, "unparsable" if extracted is None and not correct else None)
 
     def _judge(self, gold: str, answer: Answer, problem_id: str) -> tuple[bool, str | None]:
         text = answer.text[-MAX_PROSE:] if answer.prose else answer.text

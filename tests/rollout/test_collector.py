@@ -21,10 +21,11 @@ from rlvr_lightning.rollout.gathering import exchange, from_all_ranks, is_first_
 from rlvr_lightning.rollout.prompts import PromptSource, derived_seed
 from rlvr_lightning.rollout.refill import StepCut
 from rlvr_lightning.tasks.arithmetic import Arithmetic
-from rlvr_lightning.types import Problem, Rollout, SamplingSpec, Verdict
+from rlvr_lightning.types import VERDICT_KINDS, Problem, Rollout, SamplingSpec, Verdict
 from rlvr_lightning.verifiers.exact import ExactVerifier
+from rlvr_lightning.verifiers.grading import Grading
 
-SOURCE, LONGEST, SEED = ModelSource(), 24, 5
+SOURCE, LONGEST, SEED, TOLERANT = ModelSource(), 24, 5, Grading(max_error_share=1.0)
 
 
 class Moody:
@@ -51,7 +52,7 @@ def drawn(phases: list[str]) -> Collected:
     shaping = OverlongPenalty(buffer=5, max_length=LONGEST)
     told = phases.append
     began = time.perf_counter()
-    collector = Collector(SOURCE, engine, Moody(), GroupRelative(), sampling, 4, SEED, told, shaping)
+    collector = Collector(SOURCE, engine, Moody(), GroupRelative(), sampling, 4, SEED, told, shaping, TOLERANT)
     prompts = PromptSource(Arithmetic(num_train=50).train(), SOURCE.tokenizer, SEED, 99, "skip")
     collected = collector.collect(prompts, 8, StepCut(8, 4), 1, drop_equal_groups=True, mask_truncated=True)
     phases.append(str(time.perf_counter() - began))
@@ -96,7 +97,7 @@ def test_the_report_counts_what_was_drawn(drawn: Collected, phases: list[str]) -
             "rollout/dropped": 32 - len(judged),
             "rollout/generation_batches": 1,
             "rollout/refilled_groups": 0,
-            "verifier/errors": 32 - len(judged),
+            **{f"verifier/{kind}": sum(one.kind == kind for one in every) / 32 for kind in VERDICT_KINDS},
         },
         rel=1e-6,
     )

@@ -20,8 +20,8 @@ GOLD = Problem("1", (), "23")
         ("#23 or 24", Verdict(0.0, False, "23 or 24")),
         ("#23.0", Verdict(0.0, False, "23.0")),
         ("23#", Verdict(0.0, False, "")),
-        ("23", Verdict(0.0, False, None)),
-        ("", Verdict(0.0, False, None)),
+        ("23", Verdict(0.0, False, None, "unparsable")),
+        ("", Verdict(0.0, False, None, "unparsable")),
     ],
 )
 def test_verdict(response: str, expected: Verdict) -> None:
@@ -34,7 +34,7 @@ def test_own_pattern_takes_the_last_match() -> None:
 
 
 def test_group_that_took_no_part_is_no_answer() -> None:
-    assert ExactVerifier(r"#(\d+)?")("#x", GOLD) == Verdict(0.0, False, None)
+    assert ExactVerifier(r"#(\d+)?")("#x", GOLD) == Verdict(0.0, False, None, "unparsable")
 
 
 @pytest.mark.parametrize("pattern", ["(", "#.*"])

@@ -11,7 +11,7 @@ import pytest
 
 from rlvr_lightning.errors import ConfigError, DataError, VerifierTimeoutError
 from rlvr_lightning.types import Generation, Problem, Prompt, Rollout, Verdict
-from rlvr_lightning.verifiers.grading import grade
+from rlvr_lightning.verifiers.grading import Grading, grade
 from rlvr_lightning.verifiers.math import MathVerifier, plain_number
 
 HOSTILE = "9^{9^{9^9}}"
@@ -76,7 +76,7 @@ def test_plain_numerals(text: str, value: Fraction | None) -> None:
     [
         ("boxed", r"It is \boxed{1{,}234}.", Verdict(1.0, True, None)),
         ("boxed", r"\boxed{1,234}", Verdict(1.0, True, "1,234")),
-        ("boxed", "1234", Verdict(0.0, False, None)),
+        ("boxed", "1234", Verdict(0.0, False, None, "unparsable")),
         ("gsm8k", "so\n#### 1,234", Verdict(1.0, True, "1,234")),
         ("gsm8k", r"#### \$1,234", Verdict(1.0, True, r"\$1,234")),
         ("answer_tag", "<answer>1234.0</answer>", Verdict(1.0, True, "1234.0")),
@@ -86,7 +86,7 @@ def test_plain_numerals(text: str, value: Fraction | None) -> None:
         ("bracket", "[1233] [1234]", Verdict(1.0, True, "1234")),
         ("free", "1234", Verdict(1.0, True, "1234")),
         ("auto", r"Answer: 1 \boxed{1234}", Verdict(1.0, True, "1234")),
-        ("auto", "", Verdict(0.0, False, None)),
+        ("auto", "", Verdict(0.0, False, None, "unparsable")),
     ],
 )
 def test_conventions(verifier: MathVerifier, extract: str, response: str, verdict: Verdict) -> None:
@@ -171,9 +171,10 @@ def test_a_hostile_answer_gets_no_reward_and_costs_the_others_nothing() -> None:
         Rollout(prompt, sample, Generation((2,), (0.0,), "stop"), rf"\boxed{{{answer}}}", 0)
         for sample, answer in enumerate((r"\sqrt{8}", HOSTILE, r"\sqrt{9}"))
     ]
-    graded = grade(drawn, verifier)
+    graded = grade(drawn, verifier, Grading())
     verifier.close()
     assert [None if r.verdict is None else r.verdict.reward for r in graded] == [1.0, None, 0.0]
+    assert [r.kind for r in graded] == ["correct", "timeout", "wrong"]
     assert [r.error for r in graded] == [None, "VerifierTimeoutError: no verdict within 1.5 s", None]
 
 
