@@ -175,8 +175,9 @@ class RolloutDataModule(L.LightningDataModule):
             self.held_out_prompts, self._longest = apart.in_order(), max(self._longest, apart.longest)
         stops = self.source.stop_token_ids()
         self.sampling = SamplingSpec(self.temperature, self.sampling.max_new_tokens, stops)
+        ranks_here = self.trainer.num_devices
         drawn_by = (self.source, self.engine, self.verifier, self.advantage, self.sampling, self.group_size)
-        self._collector = Collector(*drawn_by, self.seed, self.phase, self.shaping, self.grading)
+        self._collector = Collector(*drawn_by, self.seed, self.phase, self.shaping, self.grading, ranks_here)
 
     def sync_engine(self) -> None:
         """Give the engine the current policy's weights, if it has others. Every rank must call it."""
@@ -290,7 +291,9 @@ class RolloutDataModule(L.LightningDataModule):
             setattr(self, f"_{name}", state_dict[name])
 
     def teardown(self, stage: str) -> None:
-        """Free the engine at the end of a run."""
+        """Free engine and verifier at the end of a run."""
+        if stage != "validate" and self._collector is not None:
+            self._collector.pool.close()
         if stage != "validate" and self._engine_started:
             self.engine.close()
             self._engine_started = False

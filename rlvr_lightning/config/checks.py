@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from rlvr_lightning.config.compose import REMOVED, SECTIONS, config_dir
 from rlvr_lightning.errors import ConfigError
 from rlvr_lightning.protocols import Verifier
-from rlvr_lightning.protocols.rollouts import Judge
+from rlvr_lightning.verifiers.protocol import Judge
 
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", list: "a list"}
 # Null by default, but not of every kind.
@@ -23,7 +23,7 @@ OPTIONAL: dict[str, type] = {
     "trainer.save_every_n_minutes": float,
 }
 # Of several kinds: checked where they are read.
-MANIFOLD = ("model.gradient_checkpointing", "grading.values")
+MANIFOLD = ("model.gradient_checkpointing", "grading.values", "grading.workers")
 
 
 def check_kinds(cfg: DictConfig) -> None:

@@ -48,17 +48,6 @@ class Verifier(Protocol):
 
 
 @runtime_checkable
-class Judge(Protocol):
-    """A verifier that says what it judges; one that does not say judges answers.
-
-    Args:
-        judges: `answer` (what a response ends in, compared with the gold answer) or `code` (a program, run on tests).
-    """
-
-    judges: str
-
-
-@runtime_checkable
 class AdvantageEstimator(Protocol):
     """Turns the rewards of a group into advantages."""
 

@@ -20,6 +20,7 @@ from rlvr_lightning.rollout.prompts import PromptSource, derived_seed
 from rlvr_lightning.rollout.refill import Group, StepCut, refill
 from rlvr_lightning.types import VERDICT_KINDS, GenerationRequest, Prompt, Rollout, Row, SamplingSpec
 from rlvr_lightning.verifiers.grading import Grading, grade
+from rlvr_lightning.verifiers.pool import VerifierPool
 
 Phase = Callable[[str], None]
 
@@ -92,6 +93,7 @@ class Collector:
         phase: told what is going on.
         shaping: of the rewards, before the advantage.
         grading: what becomes of verdicts.
+        ranks_here: ranks on this machine.
     """
 
     def __init__(
@@ -106,10 +108,12 @@ class Collector:
         phase: Phase,
         shaping: RewardShaping | None = None,
         grading: Grading | None = None,
+        ranks_here: int = 1,
     ) -> None:
-        self.source, self.engine, self.verifier, self.advantage = source, engine, verifier, advantage
+        self.source, self.engine, self.advantage = source, engine, advantage
         self.sampling, self.group_size, self.seed, self.phase = sampling, group_size, seed, phase
         self.shaping, self.grading = shaping, grading or Grading()
+        self.pool = VerifierPool(verifier, self.grading.workers, self.grading.timeout_s, ranks_here)
 
     def draw(
         self, prompts: Sequence[Prompt], samples: int, purpose: str, report: RolloutReport | None = None
@@ -146,7 +150,7 @@ class Collector:
         ]
         self.phase("verifying")
         began = time.perf_counter()
-        graded = grade(rollouts, self.verifier, self.grading)
+        graded = grade(rollouts, self.pool, self.grading)
         report.add("verifying_s", time.perf_counter() - began)
         return graded
 
@@ -156,6 +160,7 @@ class Collector:
         Raises:
             VerifierError: the verifier failed on too many of all ranks'.
         """
+        self.pool.forget()
         drawn = self.draw(prompts, samples, "held-out")
         check_errors(drawn, self.grading.max_error_share)
         return drawn
@@ -183,6 +188,7 @@ class Collector:
         Raises:
             VerifierError: the verifier failed on too many responses of the phase, of all ranks'.
         """
+        self.pool.forget()
         report, every = RolloutReport(), list[Rollout]()
         mine = partial(self._draw_groups, prompts, start, cut, report, every)
         of_steps, batches = _groups_of_steps(mine, cut, generation_batches)

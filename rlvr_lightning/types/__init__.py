@@ -5,7 +5,9 @@ tokens that another one scores, V vocabulary. Floats are float32 in training and
 natural logarithms (nats) wherever a name says `logprobs`.
 """
 
-from rlvr_lightning.types.batches import Row, StepBatch, TokenBatch
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from rlvr_lightning.types.outcomes import Outcomes
 from rlvr_lightning.types.rollouts import (
     VERDICT_KINDS,
@@ -19,7 +21,16 @@ from rlvr_lightning.types.rollouts import (
     Verdict,
     VerdictKind,
 )
-from rlvr_lightning.types.tokens import MaskCount, Pass, PolicyView, StepPlan, TokenStats, TokenTerm, When
+
+if TYPE_CHECKING:
+    from rlvr_lightning.types.batches import Row, StepBatch, TokenBatch
+    from rlvr_lightning.types.tokens import MaskCount, Pass, PolicyView, StepPlan, TokenStats, TokenTerm, When
+
+# Loaded on first use: they need torch, and the processes that judge responses start without it.
+_HOMES = {
+    **dict.fromkeys(("Row", "StepBatch", "TokenBatch"), "batches"),
+    **dict.fromkeys(("MaskCount", "Pass", "PolicyView", "StepPlan", "TokenStats", "TokenTerm", "When"), "tokens"),
+}
 
 __all__ = [
     "VERDICT_KINDS",
@@ -44,3 +55,9 @@ __all__ = [
     "VerdictKind",
     "When",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'rlvr_lightning.types' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"rlvr_lightning.types.{_HOMES[name]}"), name)

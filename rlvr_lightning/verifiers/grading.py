@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from rlvr_lightning.errors import ConfigError
-from rlvr_lightning.protocols import Verifier
 from rlvr_lightning.types import Rollout, Verdict, VerdictKind
-from rlvr_lightning.verifiers.judging import Judgement, judge
+from rlvr_lightning.verifiers.judging import Judgement
+from rlvr_lightning.verifiers.pool import VerifierPool, Workers, check_workers
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +30,8 @@ class Grading:
         values: what each kind is worth as a reward: a number, `judged` (what the verifier says), or None (no verdict: the
             response carries no weight in the loss and counts as not right). An `error` has no verdict in any case.
         max_error_share: of a phase's responses that may end by an `error` before the run stops, in [0, 1].
+        workers: see `VerifierPool`.
+        timeout_s: see `VerifierPool`.
 
     Raises:
         ConfigError: a value or the share is out of range, or a kind is unknown.
@@ -37,6 +39,8 @@ class Grading:
 
     values: Mapping[VerdictKind, Worth] = field(default_factory=lambda: dict(DEFAULT_WORTH))
     max_error_share: float = 0.05
+    workers: Workers = "auto"
+    timeout_s: float = 60.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "values", {**DEFAULT_WORTH, **self.values})
@@ -51,6 +55,7 @@ class Grading:
                 raise ConfigError(f"grading.values.{kind} must be a number, {judged}or null; got {worth!r}")
         if not 0 <= self.max_error_share <= 1:
             raise ConfigError(f"grading.max_error_share must be in [0, 1]; got {self.max_error_share}")
+        check_workers(self.workers, self.timeout_s)
 
     def verdict(self, judgement: Judgement) -> Verdict | None:
         """What a judgement is worth: its verdict with the reward that its kind has here, or None for no weight."""
@@ -61,18 +66,18 @@ class Grading:
         return verdict if worth == "judged" else replace(verdict, reward=float(worth))
 
 
-def grade(rollouts: Sequence[Rollout], verifier: Verifier, grading: Grading) -> list[Rollout]:
+def grade(rollouts: Sequence[Rollout], pool: VerifierPool, grading: Grading) -> list[Rollout]:
     """Each rollout with its verdict, or with what kept it from one.
 
     Args:
         rollouts: responses that are not judged.
-        verifier: judges them.
+        pool: judges them.
         grading: what verdicts are worth.
 
     Returns:
         As many rollouts, in order, each with the kind of its verdict. Each kind of error is logged once.
     """
-    judged = [judge(verifier, rollout.text, rollout.prompt.problem) for rollout in rollouts]
+    judged = pool.collect([pool.submit(rollout.text, rollout.prompt.problem) for rollout in rollouts])
     graded = [
         replace(rollout, verdict=grading.verdict(one), error=one.error, kind=one.kind)
         for rollout, one in zip(rollouts, judged, strict=True)

@@ -5,6 +5,7 @@ Signals cannot interrupt a hung C call and work in the main thread alone; a proc
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import selectors
@@ -19,6 +20,12 @@ from typing import Any
 from rlvr_lightning.errors import VerifierError, VerifierTimeoutError
 
 START_SECONDS = 120.0
+# What an idle child gets to let go of what it holds itself.
+GRACE_SECONDS = 2.0
+
+
+class WorkerSetupError(VerifierError):
+    """A worker refused what it was to be set up with."""
 
 
 def _end(process: subprocess.Popen[bytes], owner: int) -> None:
@@ -42,17 +49,20 @@ class IsolatedWorker:
             ready, then answers each line on standard input with one line; an object with `error` is a failure.
         timeout_s: of a request; the child is killed after it [seconds].
         memory_bytes: address space the child limits itself to.
+        setup: the first request to each child, which is no part of the time of the one that started it.
     """
 
-    def __init__(self, module: str, timeout_s: float, memory_bytes: int = 2**30) -> None:
-        self.module, self.timeout_s, self.memory_bytes = module, timeout_s, memory_bytes
+    def __init__(
+        self, module: str, timeout_s: float, memory_bytes: int = 2**30, setup: dict[str, Any] | None = None
+    ) -> None:
+        self.module, self.timeout_s, self.memory_bytes, self.setup = module, timeout_s, memory_bytes, setup
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._finalizer: weakref.finalize[Any, Any] | None = None
         self._owner = os.getpid()
 
-    def __reduce__(self) -> tuple[type[IsolatedWorker], tuple[str, float, int]]:
-        return type(self), (self.module, self.timeout_s, self.memory_bytes)
+    def __reduce__(self) -> tuple[type[IsolatedWorker], tuple[str, float, int, dict[str, Any] | None]]:
+        return type(self), (self.module, self.timeout_s, self.memory_bytes, self.setup)
 
     @property
     def pid(self) -> int | None:
@@ -71,6 +81,7 @@ class IsolatedWorker:
         Raises:
             VerifierTimeoutError: it took longer than `timeout_s`.
             VerifierError: it died or reported an error.
+            WorkerSetupError: it could not be set up.
         """
         with self._lock:
             try:
@@ -107,6 +118,11 @@ class IsolatedWorker:
             self._finalizer = weakref.finalize(self, _end, process, self._owner)
             # Its imports take seconds and are no part of the first request's time.
             self._read_line(process, START_SECONDS)
+            if self.setup is not None:
+                self._write_line(process, self.setup)
+                refused = self._read_line(process, START_SECONDS).get("error")
+                if refused is not None:
+                    raise WorkerSetupError(str(refused))
         return self._process
 
     def _write_line(self, process: subprocess.Popen[bytes], request: dict[str, Any]) -> None:
@@ -138,7 +154,19 @@ class IsolatedWorker:
             self._finalizer()
         self._process = self._finalizer = None
 
+    def abort(self) -> None:
+        """Kill the worker without waiting for its answer: whoever waits for it gets a `VerifierError`."""
+        process = self._process
+        if process is not None and os.getpid() == self._owner:
+            process.kill()
+
     def close(self) -> None:
         """End the worker. Calling it twice does no harm; a later request starts another."""
         with self._lock:
+            process = self._process
+            if process is not None and process.stdin is not None and os.getpid() == self._owner:
+                # It ends with its standard input, and closes what it holds.
+                process.stdin.close()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(GRACE_SECONDS)
             self._kill()

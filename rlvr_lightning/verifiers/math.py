@@ -46,6 +46,7 @@ class MathVerifier:
     """
 
     judges: ClassVar[str] = "answer"
+    isolated: ClassVar[bool] = True
 
     def __init__(self, extract: str = "auto", timeout_s: float = 5.0) -> None:
         if extract != "auto" and extract not in EXTRACTORS:

@@ -15,6 +15,8 @@ import sys
 from functools import lru_cache
 from typing import Any
 
+from rlvr_lightning.verifiers.lifeline import end_with_parent
+
 CHOICES = tuple("ABCDEFGH")
 PERCENT = re.compile(r"(.*?\S)\s*(?:\\?%|percent(?:age)?|pct)\.?", re.S | re.I)
 
@@ -93,6 +95,7 @@ def main(timeout_s: float, memory_bytes: int) -> None:
         timeout_s: of a request.
         memory_bytes: address space; an expression that explodes ends its judgement, not the machine.
     """
+    end_with_parent(by_kernel=False)
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     logging.disable(logging.CRITICAL)
     judge({"gold": "1", "prediction": "2", "prose": False})

@@ -12,6 +12,7 @@ from rlvr_lightning.types import Generation, Problem, Prompt, Rollout, Verdict
 from rlvr_lightning.verifiers.exact import ExactVerifier
 from rlvr_lightning.verifiers.grading import Grading, grade
 from rlvr_lightning.verifiers.judging import Judgement
+from rlvr_lightning.verifiers.pool import VerifierPool
 
 ANSWERLESS = Verdict(0.0, False, None, "unparsable")
 
@@ -35,7 +36,7 @@ class Faulty:
 
 
 def graded(*texts: str, verifier: Any = None, **settings: Any) -> list[Rollout]:
-    return grade([rollout(text) for text in texts], verifier or Faulty(), Grading(**settings))
+    return grade([rollout(text) for text in texts], VerifierPool(verifier or Faulty(), workers=0), Grading(**settings))
 
 
 def test_verdicts_in_order() -> None:
@@ -101,6 +102,10 @@ def test_a_time_out_that_is_worth_something_keeps_its_reason() -> None:
         ({"values": {"wrong": math.nan}}, "grading.values.wrong must be .*; got nan"),
         ({"values": {"wrong": True}}, "grading.values.wrong must be .*; got True"),
         ({"max_error_share": 1.1}, r"grading.max_error_share must be in \[0, 1\]; got 1.1"),
+        ({"workers": -1}, "grading.workers must be auto or a whole number from 0; got -1"),
+        ({"workers": "many"}, "grading.workers must be auto or .*; got 'many'"),
+        ({"workers": True}, "grading.workers must be auto or .*; got True"),
+        ({"timeout_s": 0.0}, "grading.timeout_s must be above 0; got 0.0"),
         ({"max_error_share": -0.1}, r"grading.max_error_share must be in \[0, 1\]; got -0.1"),
     ],
 )

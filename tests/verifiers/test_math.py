@@ -13,6 +13,7 @@ from rlvr_lightning.errors import ConfigError, DataError, VerifierTimeoutError
 from rlvr_lightning.types import Generation, Problem, Prompt, Rollout, Verdict
 from rlvr_lightning.verifiers.grading import Grading, grade
 from rlvr_lightning.verifiers.math import MathVerifier, plain_number
+from rlvr_lightning.verifiers.pool import VerifierPool
 
 HOSTILE = "9^{9^{9^9}}"
 
@@ -171,7 +172,7 @@ def test_a_hostile_answer_gets_no_reward_and_costs_the_others_nothing() -> None:
         Rollout(prompt, sample, Generation((2,), (0.0,), "stop"), rf"\boxed{{{answer}}}", 0)
         for sample, answer in enumerate((r"\sqrt{8}", HOSTILE, r"\sqrt{9}"))
     ]
-    graded = grade(drawn, verifier, Grading())
+    graded = grade(drawn, VerifierPool(verifier, workers=0), Grading())
     verifier.close()
     assert [None if r.verdict is None else r.verdict.reward for r in graded] == [1.0, None, 0.0]
     assert [r.kind for r in graded] == ["correct", "timeout", "wrong"]

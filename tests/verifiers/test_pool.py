@@ -1,0 +1,253 @@
+"""The pool with real processes: hung, killed, dying ones; equal verdicts whatever their number; nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from verifiers.pooled import Scripted, Unmakeable, Waiting
+
+from rlvr_lightning.errors import ConfigError
+from rlvr_lightning.types import Problem, Verdict
+from rlvr_lightning.verifiers.exact import ExactVerifier
+from rlvr_lightning.verifiers.judging import Judgement
+from rlvr_lightning.verifiers.math import MathVerifier
+from rlvr_lightning.verifiers.pool import VerifierPool
+
+Open = Callable[..., VerifierPool]
+ROOT = Path(__file__).parents[2]
+
+
+def problem(answer: str = "4", name: str = "p1") -> Problem:
+    return Problem(name, (), answer)
+
+
+@pytest.fixture
+def opened() -> Iterator[Open]:
+    pools: list[VerifierPool] = []
+
+    def make(verifier: Any, **settings: Any) -> VerifierPool:
+        pools.append(VerifierPool(verifier, **settings))
+        return pools[-1]
+
+    yield make
+    for pool in pools:
+        pool.close()
+
+
+def judged(pool: VerifierPool, *responses: str) -> list[Judgement]:
+    return pool.collect([pool.submit(response, problem()) for response in responses])
+
+
+def children() -> list[psutil.Process]:
+    return psutil.Process().children(recursive=True)
+
+
+def gone(processes: list[psutil.Process], within_s: float = 10.0) -> bool:
+    _, alive = psutil.wait_procs(processes, within_s)
+    return all(process.status() == psutil.STATUS_ZOMBIE for process in alive)
+
+
+def test_verdicts_come_in_order_from_other_processes(opened: Open) -> None:
+    pool = opened(Scripted(), workers=2)
+    four, late, none, broken = judged(pool, "4", "sleep 0.5", "none", "raise no\nmood")
+    assert four.verdict is not None
+    assert (four.kind, four.verdict.reward, four.verdict.parts) == ("correct", 0.125, {"length": 1})
+    assert (late.kind, none.kind, broken.kind) == ("wrong", "unparsable", "error")
+    assert (broken.verdict, broken.error) == (None, "RuntimeError: no")
+    assert 0.5 <= late.seconds < 30
+    pids = {one.verdict.extracted for one in (four, late) if one.verdict is not None}
+    assert str(os.getpid()) not in pids
+    assert len(pids) == 2
+
+
+def test_what_a_verifier_prints_is_no_answer(opened: Open, capfd: pytest.CaptureFixture[str]) -> None:
+    assert [one.kind for one in judged(opened(Scripted(), workers=1), "print {}", "4")] == ["wrong", "correct"]
+    assert "{}" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("hang", ["spin", "power", "sleep 600"])
+def test_a_hung_answer_costs_its_own_worker_alone(opened: Open, hang: str) -> None:
+    pool = opened(Scripted(), workers=2, timeout_s=4.0)
+    judged(pool, "4", "sleep 0.2")
+    hung = pool.submit(hang, problem())
+    others = pool.collect([pool.submit(f"wrong {place}", problem()) for place in range(40)])
+    assert {one.kind for one in others} == {"wrong"}
+    assert not hung.done()
+    ended = hung.result()
+    assert (ended.kind, ended.verdict) == ("timeout", None)
+    assert ended.error == "VerifierTimeoutError: no verdict within 4 s"
+    assert {one.kind for one in judged(pool, *(f"sleep 0.{place}" for place in (1, 2, 3)))} == {"wrong"}
+
+
+def test_a_worker_that_dies_of_an_answer_is_an_error_of_that_answer(opened: Open, tmp_path: Path) -> None:
+    pool = opened(Scripted(str(tmp_path / "log")), workers=1)
+    kinds = [one.kind for one in judged(pool, "4", "exit 3", "5", "exit 0", "4 ")]
+    assert kinds == ["correct", "error", "wrong", "error", "wrong"]
+    (died, _) = judged(pool, "exit 3", "4")
+    assert died.error == f"VerifierError: the process of {'rlvr_lightning.verifiers.pool_worker'} died (exit code 3)"
+    calls = Counter(line.split(" ", 1)[1] for line in (tmp_path / "log").read_text().splitlines())
+    assert calls == {"4": 1, "exit 3": 2, "5": 1, "exit 0": 2, "4 ": 1}
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_a_killed_worker_costs_no_verdict(opened: Open, busy: bool) -> None:
+    pool = opened(Scripted(), workers=1)
+    judged(pool, "4")
+    (worker,) = children()
+    futures = [pool.submit("sleep 0.5", problem()), pool.submit("5", problem())] if busy else []
+    time.sleep(0.2)
+    worker.kill()
+    assert [one.kind for one in pool.collect(futures)] == ["wrong"] * len(futures)
+    assert [one.kind for one in judged(pool, "4", "6")] == ["correct", "wrong"]
+
+
+def test_equal_answers_to_one_problem_are_judged_once_in_a_phase(opened: Open, tmp_path: Path) -> None:
+    for workers in (0, 2):
+        log = tmp_path / f"log{workers}"
+        pool = opened(Scripted(str(log)), workers=workers)
+        same = [pool.submit("4", problem()) for _ in range(5)]
+        other = [pool.submit("4", problem("4", "p2")), pool.submit("4", problem("5")), pool.submit("5", problem())]
+        assert [one.kind for one in pool.collect([*same, *other])] == ["correct"] * 6 + ["wrong"] * 2
+        assert len(log.read_text().splitlines()) == 4
+        pool.forget()
+        judged(pool, "4", "4")
+        assert len(log.read_text().splitlines()) == 5
+
+
+def test_verdicts_do_not_depend_on_the_number_of_workers(opened: Open) -> None:
+    answers = [rf"\boxed{{{text}}}" for text in ("0.5", r"\frac{1}{2}", "2/4", r"\sqrt{2}/2", "", "x", "1,2", "0.51")]
+    responses = [*answers, "nothing", "The answer is one half.", *answers[::-1]]
+    found = []
+    for workers in (0, 1, 2):
+        pool = opened(MathVerifier(timeout_s=60.0), workers=workers)
+        half = [pool.submit(response, problem(r"\frac{1}{2}")) for response in responses]
+        found.append([(one.kind, one.verdict, one.error) for one in pool.collect(half)])
+    assert found[0] == found[1] == found[2]
+    assert Counter(kind for kind, _, _ in found[0]) == {"correct": 6, "wrong": 8, "unparsable": 4}
+
+
+def test_who_is_called_where(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Local(Scripted):
+        """Cannot be pickled."""
+
+    here = {0, 1, 2, 3} if sys.platform != "linux" else os.sched_getaffinity(0)
+    assert opened(ExactVerifier()).num_processes == 0
+    assert opened(ExactVerifier(), workers=3).num_processes == 3
+    assert opened(Scripted()).num_processes == min(8, len(here))
+    assert opened(Scripted(), ranks=1000).num_processes == 1
+    assert opened(Local()).num_processes == 0
+    monkeypatch.setattr(Scripted, "__module__", "__main__")
+    assert opened(Scripted()).num_processes == 0
+    with pytest.raises(ConfigError, match="grading.workers=2 needs a verifier that can be pickled.*Local is not"):
+        opened(Local(), workers=2)
+
+
+def test_a_verifier_that_waits_is_called_in_threads(opened: Open) -> None:
+    pool = opened(Waiting())
+    began = time.perf_counter()
+    found = judged(pool, *"12345678")
+    assert 1.0 <= time.perf_counter() - began < 3.5
+    assert {one.verdict for one in found} == {Verdict(1.0, True, str(os.getpid()))}
+
+
+def test_a_verifier_that_cannot_be_made_in_a_worker_is_refused(opened: Open) -> None:
+    with pytest.raises(ConfigError, match=r"cannot be made in a worker process \(OSError: no such model\)"):
+        judged(opened(Unmakeable(), workers=1), "4")
+
+
+@pytest.mark.parametrize("verifier", [Scripted(), MathVerifier(timeout_s=60.0)])
+def test_close_leaves_no_process_and_is_no_end(opened: Open, verifier: Any) -> None:
+    pool = opened(verifier, workers=2)
+    for _ in range(2):
+        found = judged(pool, *(rf"\boxed{{{place}\sqrt{{2}}}}" for place in range(8)))
+        assert [one.kind for one in found] == ["wrong"] * 8
+        started = children()
+        assert len(started) >= 2
+        pool.close()
+        pool.close()
+        assert children() == []
+
+
+def test_close_does_not_wait_for_what_hangs(opened: Open) -> None:
+    pool = opened(Scripted(), workers=2)
+    judged(pool, "4")
+    for place in range(6):
+        pool.submit(f"sleep 60{place}", problem())
+    time.sleep(0.3)
+    began = time.perf_counter()
+    pool.close()
+    assert time.perf_counter() - began < 20
+    assert children() == []
+
+
+def script(body: str) -> subprocess.Popen[str]:
+    """A process that uses a pool and prints a line when it is at work."""
+    head = """
+        import os, signal, sys, time
+        from rlvr_lightning.types import Problem
+        from rlvr_lightning.verifiers.pool import VerifierPool
+        from rlvr_lightning.verifiers.math import MathVerifier
+        from verifiers.pooled import Scripted
+        problem = Problem("p", (), "4")
+    """
+    path = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(head) + textwrap.dedent(body)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+
+
+AT_WORK = """
+    pool = VerifierPool(Scripted(), workers=3)
+    pool.collect([pool.submit(f"sleep 0.{place}", problem) for place in (3, 4, 5)])
+    futures = [pool.submit(answer, problem) for answer in ("spin", "power", "sleep 600")]
+    time.sleep(0.5)
+    print("at work", flush=True)
+    pool.collect(futures)
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_nothing_outlives_the_run(how: signal.Signals) -> None:
+    process = script(AT_WORK)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "at work\n"
+    workers = psutil.Process(process.pid).children(recursive=True)
+    assert len(workers) == 3
+    process.send_signal(how)
+    process.wait(20)
+    assert gone(workers)
+    process.communicate()
+
+
+def test_a_run_that_forgets_to_close_ends_quietly() -> None:
+    process = script(
+        """
+        pool = VerifierPool(MathVerifier(timeout_s=60.0), workers=2)
+        found = pool.collect([pool.submit(rf"\\\\boxed{{\\\\sqrt{{{place}}}}}", problem) for place in range(14, 18)])
+        import psutil
+        print([one.kind for one in found], [child.pid for child in psutil.Process().children(recursive=True)])
+        """
+    )
+    out, err = process.communicate(timeout=120)
+    assert (process.returncode, err) == (0, "")
+    kinds, _, pids = out.partition("] ")
+    assert kinds == "['wrong', 'wrong', 'correct', 'wrong'"
+    numbers = [int(pid) for pid in pids.strip("[]\n").split(", ")]
+    assert len(numbers) == 4
+    time.sleep(1.0)
+    assert not any(psutil.pid_exists(pid) for pid in numbers)
