@@ -30,6 +30,7 @@ Verbs
   predict     sample responses to the held-out problems into predictions.jsonl.gz
   export      write a run's policy as a Hugging Face folder (adapters merged)
   plan        what a run will need of memory, disk and work, and whether it fits, before a weight is loaded
+  verify      judge the responses in a file: verify FILE.jsonl verifier=NAME output=OUT.jsonl
   pretrain    make the bundled tiny model from nothing
   completion  print the shell completion script (bash, zsh or fish)
 
@@ -53,9 +54,12 @@ Examples
   python -m rlvr_lightning fit -m conf=grpo,archer,lp_reg seed=0,1,2
   python -m rlvr_lightning fit resume=outputs/RUN trainer.max_epochs=200
   python -m rlvr_lightning export resume=outputs/RUN
+  python -m rlvr_lightning verify answers.jsonl verifier=math output=verdicts.jsonl
 """
 # What a disk says that takes no more, or nothing at all.
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+# Verbs that make no run.
+OWN_CONFIGS = ("pretrain", "verify")
 SHELLS = ("bash", "zsh", "fish")
 # Hydra's options that take a value; they must come before the overrides.
 VALUED = (
@@ -86,6 +90,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from rlvr_lightning.training import watch
 
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["verify"]:
+        arguments = ["verify", *file_named(arguments[1:])]
     try:
         return _dispatch(arguments)
     except RLVRError as error:
@@ -159,6 +165,17 @@ def reorder(arguments: Sequence[str]) -> list[str]:
     return [*options, *overrides]
 
 
+def file_named(arguments: Sequence[str]) -> list[str]:
+    """`FILE` as `file=FILE`: the one argument that is neither an option, nor an option's value, nor an override."""
+    named, previous = list[str](), ""
+    for item in arguments:
+        plain = not item.startswith("-") and previous not in VALUED and "=" not in item
+        quoted = item.replace("'", "\\'")
+        named.append(f"file='{quoted}'" if plain else item)
+        previous = item
+    return named
+
+
 def at_home(argument: str) -> str:
     """`KEY=~/PATH` with the user's home, which not every shell puts there and Hydra does not understand."""
     key, _, value = argument.partition("=")
@@ -196,7 +213,7 @@ def _compose_and_run(verb: Callable[[DictConfig], None], name: str, arguments: S
     # Hydra prints tracebacks of its own unless asked to raise.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     sys.argv = [original[0], *translated]
-    primary = "pretrain" if name == "pretrain" else "config"
+    primary = name if name in OWN_CONFIGS else "config"
     try:
         hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=primary)(job)()
     except (HydraException, OmegaConfBaseException) as error:

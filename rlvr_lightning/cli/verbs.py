@@ -110,6 +110,17 @@ def pretrain(cfg: DictConfig) -> None:
     Console().print(f"model: {path}", soft_wrap=True)
 
 
+def verify(cfg: DictConfig) -> None:
+    """Judge the responses of a file."""
+    from rlvr_lightning.cli.verify import verify_file
+    from rlvr_lightning.config.build import quiet
+
+    quiet()
+    verify_file(cfg, Console())
+    if cfg.output is not None:
+        Console().print(f"verdicts: {cfg.output}", soft_wrap=True)
+
+
 def plan(cfg: DictConfig) -> None:
     """Say what a run will need, and whether it is there."""
     from rlvr_lightning.cli.plan import show_plan
@@ -127,4 +138,5 @@ VERBS: dict[str, Verb] = {
     "export": export,
     "plan": plan,
     "pretrain": pretrain,
+    "verify": verify,
 }

@@ -5,6 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
+
+from rlvr_lightning.errors import ConfigError
+from rlvr_lightning.types import Problem
 
 # A response's answer lies near its end.
 MAX_CHARACTERS = 20_000
@@ -106,6 +110,29 @@ EXTRACTORS: dict[str, Callable[[str], Answer | None]] = {
     "free": _free,
 }
 AUTO_ORDER = ("boxed", "answer_tag", "gsm8k", "final_answer", "answer_colon", "free")
+
+
+def check_convention(extract: Any, name: str) -> None:
+    """Is there such a convention?
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if extract not in ("auto", *EXTRACTORS):
+        raise ConfigError(f"{name} must be auto, {', '.join(EXTRACTORS)}; got {extract!r}")
+
+
+def convention_of(problem: Problem, otherwise: str) -> str:
+    """The convention a problem names in its `meta`, or the verifier's.
+
+    Raises:
+        ConfigError: it names none that there is.
+    """
+    named = problem.meta.get("extract")
+    if named is None:
+        return otherwise
+    check_convention(named, f"problem {problem.id}: extract")
+    return str(named)
 
 
 def extract_answer(response: str, convention: str) -> Answer | None:

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from rlvr_lightning.errors import ConfigError, DataError
 from rlvr_lightning.types import Problem, Verdict
-from rlvr_lightning.verifiers.extraction import EXTRACTORS, Answer, depth, extract_answer
+from rlvr_lightning.verifiers.extraction import Answer, check_convention, convention_of, depth, extract_answer
 from rlvr_lightning.verifiers.isolation import IsolatedWorker
 
 # Numbers of bounded size: huge exponents are the library's, within its limits.
@@ -38,7 +38,8 @@ class MathVerifier:
 
     Args:
         extract: where the answer stands: `boxed`, `gsm8k` (`#### 7`), `answer_tag`, `answer_colon`, `final_answer`,
-            `bracket`, `free`, or `auto` for the first of these (but `bracket`) that finds something.
+            `bracket`, `free`, or `auto` for the first of these (but `bracket`) that finds something. A problem whose
+            `meta` names a convention as `extract` goes by that.
         timeout_s: for one comparison [seconds]; longer ones are errors, never rewards.
 
     Raises:
@@ -49,8 +50,7 @@ class MathVerifier:
     isolated: ClassVar[bool] = True
 
     def __init__(self, extract: str = "auto", timeout_s: float = 5.0) -> None:
-        if extract != "auto" and extract not in EXTRACTORS:
-            raise ConfigError(f"MathVerifier.extract must be auto, {', '.join(EXTRACTORS)}; got {extract!r}")
+        check_convention(extract, "MathVerifier.extract")
         if not timeout_s > 0:
             raise ConfigError(f"MathVerifier.timeout_s must be above 0; got {timeout_s}")
         self.extract = extract
@@ -74,7 +74,7 @@ class MathVerifier:
         gold = problem.answer.strip()
         if not gold:
             raise DataError(f"problem {problem.id}: the gold answer is empty")
-        answer = extract_answer(response, self.extract)
+        answer = extract_answer(response, convention_of(problem, self.extract))
         if answer is None or not answer.text:
             return Verdict(0.0, False, kind="unparsable")
         correct, extracted = self._judge(gold, answer, problem.id)
