@@ -69,6 +69,21 @@ class IsolatedWorker:
         """The child's process id, or None while there is none."""
         return None if self._process is None else self._process.pid
 
+    def start(self) -> None:
+        """Start the child now. Calling it twice does no harm.
+
+        Raises:
+            VerifierTimeoutError: it is not ready within `START_SECONDS`.
+            VerifierError: it died.
+            WorkerSetupError: it could not be set up.
+        """
+        with self._lock:
+            try:
+                self._running()
+            except BaseException:
+                self._kill()
+                raise
+
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
         """The worker's answer.
 

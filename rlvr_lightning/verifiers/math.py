@@ -98,6 +98,10 @@ class MathVerifier:
             raise DataError(f"problem {problem_id}: the gold answer {gold[:80]!r} cannot be read")
         return bool(judged["correct"]), judged["extracted"]
 
+    def start(self) -> None:
+        """Start the worker process, whose imports take seconds."""
+        self._worker.start()
+
     def close(self) -> None:
         """End the worker process. Calling it twice does no harm."""
         self._worker.close()

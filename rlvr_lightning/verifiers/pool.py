@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import base64
 import os
 import pickle
@@ -206,10 +207,13 @@ class _Running:
         self.jobs: _Jobs = queue.SimpleQueue()
         threads = [threading.Thread(target=_serve, args=(lane, self.jobs), daemon=True) for lane in lanes]
         self._finalizer = weakref.finalize(self, _end, lanes, threads, self.jobs)
+        # Before the workers are ended one by one, each of which its lane would replace.
+        atexit.register(self._finalizer)
         for thread in threads:
             thread.start()
 
     def close(self) -> None:
+        atexit.unregister(self._finalizer)
         self._finalizer()
 
 

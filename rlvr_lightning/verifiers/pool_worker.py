@@ -13,7 +13,7 @@ from typing import Any
 
 from rlvr_lightning.verifiers.judging import judge
 from rlvr_lightning.verifiers.lifeline import end_with_parent
-from rlvr_lightning.verifiers.protocol import Closable
+from rlvr_lightning.verifiers.protocol import Closable, Startable
 
 
 def main() -> None:
@@ -36,6 +36,8 @@ def main() -> None:
             if "verifier" in request:
                 try:
                     verifier = pickle.loads(base64.b64decode(request["verifier"]))
+                    if isinstance(verifier, Startable):
+                        verifier.start()
                 except Exception as error:  # noqa: BLE001 - told to the parent, which refuses the verifier
                     tell({"error": f"{type(error).__name__}: {error}"})
                 else:

@@ -50,6 +50,15 @@ class Composed(Protocol):
 
 
 @runtime_checkable
+class Startable(Protocol):
+    """A verifier that takes a while before its first verdict, which is no part of that verdict's time."""
+
+    def start(self) -> None:
+        """Get ready. Calling it twice does no harm."""
+        ...
+
+
+@runtime_checkable
 class Closable(Protocol):
     """A verifier that holds something: processes, connections."""
 

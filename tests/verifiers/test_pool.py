@@ -130,11 +130,11 @@ def test_verdicts_do_not_depend_on_the_number_of_workers(opened: Open) -> None:
     responses = [*answers, "nothing", "The answer is one half.", *answers[::-1]]
     found = []
     for workers in (0, 1, 2):
-        pool = opened(MathVerifier(timeout_s=60.0), workers=workers)
+        pool = opened(MathVerifier(timeout_s=60.0), workers=workers, timeout_s=300.0)
         half = [pool.submit(response, problem(r"\frac{1}{2}")) for response in responses]
         found.append([(one.kind, one.verdict, one.error) for one in pool.collect(half)])
     assert found[0] == found[1] == found[2]
-    assert Counter(kind for kind, _, _ in found[0]) == {"correct": 6, "wrong": 8, "unparsable": 4}
+    assert Counter(kind for kind, _, _ in found[0]) == {"correct": 6, "wrong": 9, "unparsable": 3}
 
 
 def test_who_is_called_where(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,7 +168,7 @@ def test_a_verifier_that_cannot_be_made_in_a_worker_is_refused(opened: Open) -> 
 
 @pytest.mark.parametrize("verifier", [Scripted(), MathVerifier(timeout_s=60.0)])
 def test_close_leaves_no_process_and_is_no_end(opened: Open, verifier: Any) -> None:
-    pool = opened(verifier, workers=2)
+    pool = opened(verifier, workers=2, timeout_s=300.0)
     for _ in range(2):
         found = judged(pool, *(rf"\boxed{{{place}\sqrt{{2}}}}" for place in range(8)))
         assert [one.kind for one in found] == ["wrong"] * 8
@@ -229,8 +229,8 @@ def test_nothing_outlives_the_run(how: signal.Signals) -> None:
     workers = psutil.Process(process.pid).children(recursive=True)
     assert len(workers) == 3
     process.send_signal(how)
-    process.wait(20)
-    assert gone(workers)
+    process.wait(60)
+    assert gone(workers, 30.0)
     process.communicate()
 
 
@@ -243,7 +243,7 @@ def test_a_run_that_forgets_to_close_ends_quietly() -> None:
         print([one.kind for one in found], [child.pid for child in psutil.Process().children(recursive=True)])
         """
     )
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=400)
     assert (process.returncode, err) == (0, "")
     kinds, _, pids = out.partition("] ")
     assert kinds == "['wrong', 'wrong', 'correct', 'wrong'"
