@@ -38,6 +38,7 @@ COMPONENTS = (
     "task",
     "verifier",
 )
+REWARDS = Path(__file__).parent / "verifiers" / "rewards.py:score"
 FULL_SIZE = ("archer_code_1_5b", "archer_math_1_5b", "lp_reg_qwen3_14b", "lp_reg_qwen2_5_32b")
 TINY = tuple(sorted({file.stem for file in (config_dir() / "experiment").glob("*.yaml")} - set(FULL_SIZE)))
 # algorithms by their papers' numbers, where a setting of the yaml holds one
@@ -82,6 +83,8 @@ def choose(group: str, name: str) -> DictConfig:
     extra = ["partitioner=entropy_quantile"] if (group, name) == ("constraint", "archer") else []
     file = ["task.path=x.jsonl"] if group == "task" and name == "jsonl" else []
     file += ["task.path=x"] if group == "task" and name == "huggingface" else []
+    file += [f"verifier.path={REWARDS}"] if (group, name) == ("verifier", "function") else []
+    file += ["verifier.url=http://localhost:1"] if (group, name) == ("verifier", "remote") else []
     driven = ["controller.drives=constraint.clip_high"] if group == "controller" and name != "none" else []
     return compose([f"{group}={value}", *extra, *file, *driven])
 

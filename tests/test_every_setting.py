@@ -23,6 +23,7 @@ from rlvr_lightning.config.compose import compose, config_dir
 from rlvr_lightning.models.source import ModelSource
 from rlvr_lightning.objective.step import Step
 from rlvr_lightning.types import Problem
+from rlvr_lightning.verifiers.judging import judge
 
 # Group and yaml: what the run has besides, then another value for each setting.
 Table = dict[str, tuple[tuple[str, ...], dict[str, Any]]]
@@ -189,9 +190,32 @@ SHAPINGS: Table = {
     "shaping/none": ((), {}),
     "shaping/overlong": ((), {"max_length": 40, "buffer": 20, "weight": 0.5}),
 }
+REWARDS = Path(__file__).parent / "verifiers" / "rewards.py"
+RESPONSES = (
+    "3+4=7#8",
+    "#### 8",
+    "\\boxed{8}",
+    "the answer is $\\sqrt{64}$",
+    "<think>8</think>",
+    "so <think>8</think>#8",
+)
 VERIFIERS: Table = {
     "verifier/exact": ((), {"pattern": "=(-?[0-9]+)"}),
     "verifier/math": ((), {"extract": "boxed", "timeout_s": 1e-4}),
+    "verifier/choice": ((), {"choices": "AB", "extract": "answer_colon"}),
+    "verifier/format": (
+        ("verifier.tags=[think]",),
+        {"tags": ["answer"], "outside": True, "pattern": "9", "min_characters": 20, "max_characters": 10},
+    ),
+    "verifier/function": (
+        (f"verifier.path={REWARDS}:score",),
+        {"path": f"{REWARDS}:length", "correct_from": 0.25, "judges": "code"},
+    ),
+    "verifier/composite": (
+        ("verifier@verifier.parts.answer=exact", "verifier.parts.format.tags=[think]"),
+        {"combine": "all", "weights": {"answer": 0.5, "format": 0.25}, "decides": "format"},
+    ),
+    "verifier/remote": ((), {}),
 }
 
 
@@ -207,12 +231,12 @@ def shaped(cfg: DictConfig) -> list[Tensor]:
 
 def judged(cfg: DictConfig) -> list[Any]:
     verifier = component(cfg, "verifier")
-    seen: list[Any] = []
-    for response in ("3+4=7#8", "#### 8", "\\boxed{8}", "the answer is $\\sqrt{64}$"):
-        try:
-            seen.append(verifier(response, Problem("p", (), "8")))
-        except TimeoutError as error:
-            seen.append(str(error))
+    seen: list[Any] = [verifier.judges]
+    choices = cfg.verifier._target_.endswith("ChoiceVerifier")
+    responses = ("\\boxed{C} Answer: B",) if choices else RESPONSES
+    for response in responses:
+        found = judge(verifier, response, Problem("p", (), "B" if choices else "8"))
+        seen.append((found.kind, found.verdict, found.error))
     if hasattr(verifier, "close"):
         verifier.close()
     return seen
@@ -404,6 +428,14 @@ ELSEWHERE = {
     },  # vllm_engine/
     "task/jsonl": HYGIENE,  # tasks/test_hygiene.py
     "task/huggingface": {*ROWS, "path", "name", "split", "held_out_split", *HYGIENE},  # tasks/test_huggingface.py
+    "verifier/remote": {
+        "url",
+        "timeout_s",
+        "retries",
+        "concurrency",
+        "token_env",
+        "judges",
+    },  # verifiers/test_remote.py
     "regularizer/lp_reg": {"kl_estimator", "temperature"},  # above, in the reference form
 }
 

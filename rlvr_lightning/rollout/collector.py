@@ -21,6 +21,7 @@ from rlvr_lightning.rollout.refill import Group, StepCut, refill
 from rlvr_lightning.types import VERDICT_KINDS, GenerationRequest, Prompt, Rollout, Row, SamplingSpec
 from rlvr_lightning.verifiers.grading import Grading, grade
 from rlvr_lightning.verifiers.pool import VerifierPool
+from rlvr_lightning.verifiers.protocol import Composed
 
 Phase = Callable[[str], None]
 
@@ -57,6 +58,7 @@ class RolloutReport:
             "rollout/generation_batches": total["batches"] / total["ranks"],
             "rollout/refilled_groups": total["refilled"],
             **{f"verifier/{kind}": total[f"kind/{kind}"] / responses for kind in VERDICT_KINDS},
+            **{f"verifier/{name}": value / graded for name, value in total.items() if name.startswith("part/")},
             "perf/sampling_tokens_per_s": total["tokens"] / max(total["sampling_s"], 1e-9) * total["ranks"],
             "perf/verifying_s": total["verifying_s"] / total["ranks"],
         }
@@ -234,6 +236,9 @@ class Collector:
         for kind in VERDICT_KINDS:
             report.add(f"kind/{kind}", sum(rollout.kind == kind for rollout in rollouts))
         report.add("dropped", sum(not is_usable(rollout) for rollout in rollouts))
+        verifier = self.pool.verifier
+        for name in verifier.part_names if isinstance(verifier, Composed) else ():
+            report.add(f"part/{name}", sum((verdict.parts or {}).get(name, 0.0) for verdict in verdicts))
         rewards, valid = rewards_of(rollouts, self.group_size)
         equal = equal_groups(rewards, valid)
         report.add("groups", len(equal))

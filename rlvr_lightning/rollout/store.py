@@ -27,6 +27,7 @@ def rollout_record(rollout: Rollout, advantage: float) -> dict[str, Any]:
         "reward": None if verdict is None else verdict.reward,
         "correct": None if verdict is None else verdict.correct,
         "extracted": None if verdict is None else verdict.extracted,
+        "parts": None if verdict is None or verdict.parts is None else dict(verdict.parts),
         "error": rollout.error,
         "advantage": advantage,
         "prompt_token_ids": list(rollout.prompt.token_ids),

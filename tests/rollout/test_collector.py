@@ -31,11 +31,14 @@ SOURCE, LONGEST, SEED, TOLERANT = ModelSource(), 24, 5, Grading(max_error_share=
 class Moody:
     """Judges like the exact verifier, with a quarter for the wrong, but fails on answers that end in 3."""
 
+    part_names = ("half", "length")
+
     def __call__(self, response: str, problem: Problem) -> Verdict:
         if response.endswith("3"):
             raise RuntimeError("no mood for three")
         verdict = ExactVerifier()(response, problem)
-        return verdict if verdict.correct else Verdict(0.25, False, verdict.extracted)
+        parts = {"half": verdict.reward / 2, "length": float(len(response))}
+        return Verdict(verdict.reward if verdict.correct else 0.25, verdict.correct, verdict.extracted, None, parts)
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +100,10 @@ def test_the_report_counts_what_was_drawn(drawn: Collected, phases: list[str]) -
             "rollout/dropped": 32 - len(judged),
             "rollout/generation_batches": 1,
             "rollout/refilled_groups": 0,
+            "verifier/part/half": sum(one.verdict.correct for one in judged if one.verdict is not None)
+            / 2
+            / len(judged),
+            "verifier/part/length": sum(len(one.text) for one in judged) / len(judged),
             **{f"verifier/{kind}": sum(one.kind == kind for one in every) / 32 for kind in VERDICT_KINDS},
         },
         rel=1e-6,
