@@ -205,30 +205,40 @@ class _Running:
 
     def __init__(self, lanes: Sequence[Lane]) -> None:
         self.jobs: _Jobs = queue.SimpleQueue()
-        threads = [threading.Thread(target=_serve, args=(lane, self.jobs), daemon=True) for lane in lanes]
-        self._finalizer = weakref.finalize(self, _end, lanes, threads, self.jobs)
+        servers = [_Server(lane, self.jobs) for lane in lanes]
+        self._finalizer = weakref.finalize(self, _end, servers, self.jobs)
         # Before the workers are ended one by one, each of which its lane would replace.
         atexit.register(self._finalizer)
-        for thread in threads:
-            thread.start()
+        for server in servers:
+            server.start()
 
     def close(self) -> None:
         atexit.unregister(self._finalizer)
         self._finalizer()
 
 
-def _serve(lane: Lane, jobs: _Jobs) -> None:
-    while (job := jobs.get()) is not None:
-        future, response, problem = job
-        if not future.set_running_or_notify_cancel():
-            continue
-        try:
-            future.set_result(lane.judge(response, problem))
-        except BaseException as error:  # noqa: BLE001 - raised again by whoever collects
-            future.set_exception(error)
+class _Server(threading.Thread):
+    """Serves a lane. It starts the lane's process and closes the lane itself: Linux ends a process with its starter."""
+
+    def __init__(self, lane: Lane, jobs: _Jobs) -> None:
+        super().__init__(daemon=True)
+        self.lane, self.busy, self._jobs = lane, False, jobs
+
+    def run(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            future, response, problem = job
+            if not future.set_running_or_notify_cancel():
+                continue
+            self.busy = True
+            try:
+                future.set_result(self.lane.judge(response, problem))
+            except BaseException as error:  # noqa: BLE001 - raised again by whoever collects
+                future.set_exception(error)
+            self.busy = False
+        self.lane.close()
 
 
-def _end(lanes: Sequence[Lane], threads: Sequence[threading.Thread], jobs: _Jobs) -> None:
+def _end(servers: Sequence[_Server], jobs: _Jobs) -> None:
     while True:
         try:
             left = jobs.get_nowait()
@@ -236,15 +246,14 @@ def _end(lanes: Sequence[Lane], threads: Sequence[threading.Thread], jobs: _Jobs
             break
         if left is not None:
             left[0].cancel()
-    for _ in threads:
+    for _ in servers:
         jobs.put(None)
-    for lane, thread in zip(lanes, threads, strict=True):
-        # Idle ones end by themselves; what is being judged, nobody waits for any more.
-        thread.join(0.2)
-        while thread.is_alive() and isinstance(lane, ProcessLane):
-            lane.abort()
-            thread.join(0.1)
-        lane.close()
+    for server in servers:
+        # What is being judged, nobody waits for any more; a thread that does it cannot be ended.
+        while server.is_alive() and (isinstance(server.lane, ProcessLane) or not server.busy):
+            if server.busy:
+                server.lane.abort()
+            server.join(0.1)
 
 
 def check_workers(workers: Workers, timeout_s: float) -> None:

@@ -177,6 +177,7 @@ def test_close_leaves_no_process_and_is_no_end(opened: Open, verifier: Any) -> N
         pool.close()
         pool.close()
         assert children() == []
+        assert gone(started, 1.0)
 
 
 def test_close_does_not_wait_for_what_hangs(opened: Open) -> None:
