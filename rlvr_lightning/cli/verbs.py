@@ -116,7 +116,8 @@ def verify(cfg: DictConfig) -> None:
     from rlvr_lightning.config.build import quiet
 
     quiet()
-    verify_file(cfg, Console())
+    # On a narrower screen its lines go on below, and no number is cut.
+    verify_file(cfg, Console(width=max(Console().width, 120)))
     if cfg.output is not None:
         Console().print(f"verdicts: {cfg.output}", soft_wrap=True)
 
