@@ -46,7 +46,7 @@ def types(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """The fast tests; those of the objective and the data flow once more with every annotated shape checked."""
-    session.install("-e", ".[dev,datasets]")
+    session.install("-e", ".[dev,datasets,code]")
     shapes = "--jaxtyping-packages=rlvr_lightning,shapes.checker"
     session.run("pytest", "-q", *PARALLEL, "-m", "not slow", shapes, *SHAPED, env=ONE_THREAD)
     session.run("pytest", *PARALLEL, "-m", "not slow", *session.posargs, env=ONE_THREAD)
@@ -55,7 +55,7 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def slow(session: nox.Session) -> None:
     """Several processes, signals, installs, verifier conformance."""
-    session.install("-e", ".[dev,datasets,optim]")
+    session.install("-e", ".[dev,datasets,optim,code]")
     session.run("pytest", *PARALLEL, "-m", "slow and not vllm", *session.posargs, env=ONE_THREAD)
 
 

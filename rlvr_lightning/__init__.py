@@ -27,6 +27,8 @@ _HOMES = {
     "ExactVerifier": "verifiers.exact",
     "FormatVerifier": "verifiers.format",
     "FunctionVerifier": "verifiers.function",
+    "CodeVerifier": "verifiers.code.verifier",
+    "Limits": "verifiers.sandbox.limits",
     "MathVerifier": "verifiers.math",
     "RemoteVerifier": "verifiers.remote",
     "Grading": "verifiers.grading",

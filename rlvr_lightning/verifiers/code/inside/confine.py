@@ -1,0 +1,123 @@
+"""Giving rights away: limits, another user, no capabilities. What is given away cannot be had back."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import signal
+import struct
+from typing import Any
+
+PR_SET_DUMPABLE, PR_SET_KEEPCAPS, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 4, 8, 36, 38
+SYS_CAPSET = {"x86_64": 126, "aarch64": 91}
+CAPABILITIES_V3 = 0x20080522
+READ_ANY_FILE = 1 << 2  # CAP_DAC_READ_SEARCH
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+def control(option: int, value: int) -> None:
+    """`prctl(2)`.
+
+    Raises:
+        OSError: the kernel refuses.
+    """
+    if _LIBC.prctl(option, ctypes.c_ulong(value), 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), f"prctl {option}")
+
+
+def keep_only(capabilities: int) -> None:
+    """Give every capability away but these (a bit each)."""
+    header = struct.pack("=Ii", CAPABILITIES_V3, 0)
+    data = struct.pack("=6I", capabilities, capabilities, 0, 0, 0, 0)
+    if _LIBC.syscall(SYS_CAPSET[os.uname().machine], header, data) != 0:
+        raise OSError(ctypes.get_errno(), "capset")
+
+
+def become(uid: int | None, capabilities: int) -> None:
+    """Become another user.
+
+    Args:
+        uid: who, or None to stay.
+        capabilities: that are kept.
+    """
+    if uid is not None:
+        control(PR_SET_KEEPCAPS, 1)
+        os.setgroups([])
+        os.setresgid(uid, uid, uid)
+        os.setresuid(uid, uid, uid)
+        keep_only(capabilities)
+    # Nobody of the same user may look into this process's memory or its open files.
+    control(PR_SET_DUMPABLE, 0)
+    control(PR_SET_NO_NEW_PRIVS, 1)
+
+
+def limit(limits: dict[str, Any], seconds: float) -> None:
+    """Set the limits of this process and its children.
+
+    Args:
+        limits: `memory` of a process [bytes], `processes`, `files` (open ones), `file_size` [bytes].
+        seconds: of CPU.
+    """
+    cpu = int(seconds) + 2
+    for kind, value in (
+        (resource.RLIMIT_AS, limits["memory"]),
+        (resource.RLIMIT_NPROC, limits["processes"]),
+        (resource.RLIMIT_NOFILE, limits["files"]),
+        (resource.RLIMIT_FSIZE, limits["file_size"]),
+        (resource.RLIMIT_CPU, cpu),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        resource.setrlimit(kind, (value, value))
+
+
+def parents() -> dict[int, int]:
+    """Every process that is seen and its parent."""
+    found = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                with open(f"/proc/{entry}/stat", "rb") as file:
+                    found[int(entry)] = int(file.read().rpartition(b")")[2].split()[1])
+            except (OSError, ValueError, IndexError):
+                continue
+    return found
+
+
+def _signal_all(uid: int | None) -> None:
+    """SIGKILL to everything the program started."""
+    if os.getpid() == 1:
+        os.kill(-1, signal.SIGKILL)
+    elif uid is not None:
+        child = os.fork()
+        if child == 0:
+            try:
+                os.setresuid(uid, uid, uid)
+                os.kill(-1, signal.SIGKILL)
+            finally:
+                os._exit(0)
+        os.waitpid(child, 0)
+    for process, parent in parents().items():
+        if parent == os.getpid():
+            os.kill(process, signal.SIGKILL)
+
+
+def sweep(uid: int | None) -> None:
+    """End everything the program started, daemons included, and wait until it is gone.
+
+    Orphans become children of this process: it is the first of its process namespace, or their subreaper.
+
+    Args:
+        uid: the program's user where it is its own.
+    """
+    while True:
+        try:
+            _signal_all(uid)
+        except ProcessLookupError:
+            pass
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+            os.waitpid(-1, 0)
+        except ChildProcessError:
+            return

@@ -1,0 +1,158 @@
+"""Programs judged by running them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar, Literal, get_args
+
+from rlvr_lightning.errors import ConfigError
+from rlvr_lightning.types import Problem, Verdict, VerdictKind
+from rlvr_lightning.verifiers.code.compare import RULES
+from rlvr_lightning.verifiers.code.program import CONVENTIONS, extract_program, sources_of
+from rlvr_lightning.verifiers.code.run import Program
+from rlvr_lightning.verifiers.code.tests import Cases, Script, Tests, read_tests
+from rlvr_lightning.verifiers.sandbox.choose import Sandbox, Strength, choose_sandbox
+from rlvr_lightning.verifiers.sandbox.limits import Limits
+
+Reward = Literal["all", "share", "first_failure"]
+KINDS = ("check", "asserts", "functional", "stdin", "call", "livecodebench")
+
+
+@dataclass
+class Outcome:
+    """What the tests of one program came to.
+
+    Args:
+        passed, total: tests.
+        before_failure: tests passed before the first that failed.
+        timeout: whether one took too long.
+        syntax: whether the program is none.
+    """
+
+    passed: int = 0
+    total: int = 0
+    before_failure: int = 0
+    timeout: bool = False
+    syntax: bool = False
+
+    @property
+    def correct(self) -> bool:
+        """Whether all passed."""
+        return self.passed == self.total
+
+
+class CodeVerifier:
+    """Right when the response's program passes all tests of its problem, run in a sandbox.
+
+    The problem's `meta` holds the row: `tests` in one of the layouts of `tests.read_tests`, or a LiveCodeBench record.
+
+    Args:
+        extract: where the program stands: `auto` (the last fenced block, or a response without any as a whole),
+            `last_block`, `first_block`, `all_blocks`, `whole`.
+        reward: `all` (1 if every test passes, else 0), `share` (of tests that pass), `first_failure` (of tests before the
+            first that fails).
+        sandbox: `auto` (the strongest that works here), `bubblewrap` or `rlimits`: that one or none.
+        timeout_s: by kind of tests: of all assertions of a problem, of each case of `stdin`, `call` and LiveCodeBench
+            [seconds]; a row's own `time_limit_s` may be longer.
+        limits: of what a program may use.
+
+    Raises:
+        ConfigError: an unknown convention, reward or sandbox, or no time.
+    """
+
+    judges: ClassVar[str] = "code"
+
+    def __init__(
+        self,
+        extract: str = "auto",
+        reward: Reward = "all",
+        sandbox: Strength = "auto",
+        timeout_s: Mapping[str, float] | None = None,
+        limits: Limits | None = None,
+    ) -> None:
+        if extract not in CONVENTIONS:
+            raise ConfigError(f"CodeVerifier.extract must be {', '.join(CONVENTIONS)}; got {extract!r}")
+        if reward not in get_args(Reward):
+            raise ConfigError(f"CodeVerifier.reward must be {', '.join(get_args(Reward))}; got {reward!r}")
+        if sandbox not in get_args(Strength):
+            raise ConfigError(f"CodeVerifier.sandbox must be {', '.join(get_args(Strength))}; got {sandbox!r}")
+        self.extract, self.reward, self.sandbox = extract, reward, sandbox
+        self.timeout_s = {**dict.fromkeys(KINDS, 6.0), "check": 3.0, "asserts": 3.0, **(timeout_s or {})}
+        for kind, seconds in self.timeout_s.items():
+            if kind not in KINDS or not seconds > 0:
+                raise ConfigError(
+                    f"CodeVerifier.timeout_s.{kind} must be above 0, of {', '.join(KINDS)}; got {seconds}"
+                )
+        self.limits = limits or Limits()
+
+    @cached_property
+    def _sandbox(self) -> Sandbox:
+        return choose_sandbox(self.sandbox)
+
+    def __call__(self, response: str, problem: Problem) -> Verdict:
+        """Run the response's program on the problem's tests.
+
+        Args:
+            response: what the model wrote.
+            problem: its `meta` is the row with the tests.
+
+        Returns:
+            The verdict; `extracted` is the program's first 200 characters, None where there is no program.
+
+        Raises:
+            DataError: the row's tests cannot be read.
+            HardwareError: the sandbox asked for does not work here.
+            VerifierError: the sandbox failed; the program is not to blame.
+        """
+        tests = read_tests(problem.meta, f"problem {problem.id}")
+        code = extract_program(response, self.extract)
+        if code is None:
+            return Verdict(0.0, False, None, "unparsable")
+        outcome = self._judge(code, tests, problem)
+        reached = outcome.before_failure if self.reward == "first_failure" else outcome.passed
+        reward = float(outcome.correct) if self.reward == "all" else reached / max(1, outcome.total)
+        kind: VerdictKind = "correct" if outcome.correct else "timeout" if outcome.timeout else "wrong"
+        return Verdict(reward, outcome.correct, code[:200], kind)
+
+    def _judge(self, code: str, tests: Tests, problem: Problem) -> Outcome:
+        asked = str(problem.meta.get("problem") or problem.messages[-1]["content"]) if tests.kind == "check" else ""
+        entry = tests.entry_point if isinstance(tests, Script) and tests.kind == "check" else None
+        sources = [tests.setup, *sources_of(code, asked, entry)]
+        seconds = self.timeout_s[tests.kind]
+        if isinstance(tests, Script):
+            return self._assertions(sources, tests, seconds)
+        return self._cases(sources, tests, max(seconds, tests.time_limit_s or 0.0))
+
+    def _assertions(self, sources: list[str], tests: Script, seconds: float) -> Outcome:
+        with Program(self._sandbox, self.limits, sources, serves=True, timeout_s=seconds) as program:
+            stop = self.reward != "share"
+            counts = program.assertions(tests.setup, tests.code, stop=stop, timeout_s=seconds)
+            program.finish()
+        passed = int(counts["passed"])
+        whole = not counts["failed"] and counts["ended"] is None and passed > 0
+        # A loop asserts more often than its text, a branch not taken less often.
+        total = passed if whole else max(int(counts["total"]), passed + int(counts["failed"]), passed + 1)
+        return Outcome(passed, total, passed, timeout=counts["ended"] == "timeout")
+
+    def _cases(self, sources: list[str], tests: Cases, seconds: float) -> Outcome:
+        outcome = Outcome(total=len(tests.cases))
+        failed = False
+        serves = tests.function is not None
+        with Program(self._sandbox, self.limits, sources, serves=serves, timeout_s=seconds) as program:
+            for case in tests.cases:
+                if tests.function is None:
+                    ended, output = program.run(case.input, seconds)
+                    passed = ended == "exit 0" and RULES[tests.rule](output, case.output)
+                else:
+                    ended, result = program.call(tests.function, case.input, seconds)
+                    passed = not ended and RULES[tests.rule](result, case.output)
+                outcome.passed += passed
+                outcome.timeout |= ended == "timeout"
+                failed |= not passed
+                outcome.before_failure += not failed
+                if failed and self.reward != "share":
+                    break
+            program.finish()
+        return outcome

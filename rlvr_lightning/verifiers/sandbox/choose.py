@@ -1,0 +1,87 @@
+"""The strongest sandbox that works here, found out by running it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import cache
+from typing import Literal, Protocol, get_args
+
+from rlvr_lightning.errors import ConfigError, HardwareError, MissingDependencyError, VerifierError
+from rlvr_lightning.verifiers.sandbox.bubblewrap import Bubblewrap
+from rlvr_lightning.verifiers.sandbox.limits import Limits
+from rlvr_lightning.verifiers.sandbox.rlimits import Rlimits
+from rlvr_lightning.verifiers.sandbox.session import Session
+
+Strength = Literal["auto", "bubblewrap", "rlimits"]
+GREETING = b"here"
+# The other end of a conversation of one frame.
+PROBE = f"import os; os.write(1, (4).to_bytes(8, 'little') + {GREETING!r})"
+PROBE_SECONDS = 20.0
+
+log = logging.getLogger(__name__)
+
+
+class Sandbox(Protocol):
+    """A kind of confinement.
+
+    Args:
+        strength: its name.
+        warning: what it does not keep a program from, or None.
+    """
+
+    @property
+    def strength(self) -> str:
+        """Its name."""
+        ...
+
+    @property
+    def warning(self) -> str | None:
+        """What it does not keep a program from, or None."""
+        ...
+
+    def start(self, script: str, limits: Limits) -> Session:
+        """Start a script inside."""
+        ...
+
+
+# Strongest first.
+KINDS: dict[str, Callable[[], Sandbox]] = {"bubblewrap": Bubblewrap, "rlimits": Rlimits}
+
+
+@cache
+def failure(strength: str) -> str | None:
+    """Why a kind does not work here, or None: it is started once."""
+    try:
+        session = KINDS[strength]().start(PROBE, Limits())
+        try:
+            answer = session.receive(PROBE_SECONDS, 100)
+        finally:
+            session.close()
+    except (VerifierError, MissingDependencyError) as error:
+        return str(error)
+    return None if answer == GREETING else f"it answered {answer!r}"
+
+
+def choose_sandbox(strength: Strength) -> Sandbox:
+    """The sandbox asked for; `auto` is the strongest that works. It is logged, with a warning if it has one.
+
+    Raises:
+        ConfigError: there is no such kind.
+        HardwareError: the kind asked for does not work here; never a weaker one instead.
+    """
+    if strength not in get_args(Strength):
+        raise ConfigError(f"verifier.sandbox must be {', '.join(get_args(Strength))}; got {strength!r}")
+    reasons: dict[str, str | None] = {}
+    for name in KINDS if strength == "auto" else (strength,):
+        reasons[name] = failure(name)
+        if reasons[name] is None:
+            chosen = KINDS[name]()
+            log.info("sandbox for candidate programs: %s", chosen.strength)
+            if chosen.warning is not None:
+                log.warning("%s", chosen.warning)
+            return chosen
+    told = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+    raise HardwareError(
+        f"verifier.sandbox={strength} does not work here: {told}; verifier.sandbox=auto takes what does"
+    )
