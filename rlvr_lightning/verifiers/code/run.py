@@ -7,6 +7,7 @@ import json
 import marshal
 import secrets
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from types import TracebackType
@@ -14,13 +15,15 @@ from typing import Any, Self
 
 from rlvr_lightning.errors import VerifierError
 from rlvr_lightning.verifiers.code.inside.plain import decode
-from rlvr_lightning.verifiers.sandbox.bubblewrap import libraries
+from rlvr_lightning.verifiers.code.inside.watch import WALL
+from rlvr_lightning.verifiers.code.inside.wire import MAX_FRAME
 from rlvr_lightning.verifiers.sandbox.choose import Sandbox
 from rlvr_lightning.verifiers.sandbox.limits import MEBIBYTE, Limits
+from rlvr_lightning.verifiers.sandbox.places import libraries
 
 INSIDE = "rlvr_lightning.verifiers.code.inside"
 # In this order: each imports those before it alone.
-MODULES = ("plain", "wire", "candidate", "tester", "confine", "harness")
+MODULES = ("plain", "wire", "candidate", "tester", "kernel", "watch", "confine", "harness")
 # A script without a file: reads code objects from standard input and makes the modules they are.
 BOOT = f"""
 import marshal, os, sys
@@ -43,9 +46,13 @@ for name, code in marshal.loads(read(int.from_bytes(read(8), "little"))):
 sys.modules["{INSIDE}.harness"].main()
 """
 # What an answer may take longer than the program was given: starting, killing, a busy machine [seconds].
-GRACE_SECONDS = 20.0
-# Beside output: an answer's frame, and plain values, which are at most so long [bytes].
-MAX_ANSWER = 2**26
+GRACE_SECONDS = 30.0
+# An answer's frame, and plain values, are at most so long [bytes].
+MAX_ANSWER = 2**23
+# Sets and dicts of a program's result are at most so large: more could be made to collide for minutes.
+MAX_HASHED = 10_000
+# An answer has a value and arguments that changed, by their place.
+MAX_FIELDS = 100
 
 
 @cache
@@ -87,7 +94,7 @@ class Program:
                 sources=list(sources),
                 serves=serves,
                 timeout=timeout_s,
-                uid=self._session.uid,
+                confinement=asdict(self._session.confinement),
                 path=libraries(),
                 limits={
                     "memory": limits.memory_mb * MEBIBYTE,
@@ -95,7 +102,6 @@ class Program:
                     "files": limits.open_files,
                     "file_size": limits.disk_mb * MEBIBYTE,
                     "output": limits.output_mb * MEBIBYTE,
-                    "capabilities": self._session.capabilities,
                 },
             )
         except BaseException:
@@ -114,7 +120,7 @@ class Program:
         self._session.send(json.dumps(message).encode(), GRACE_SECONDS)
 
     def _receive(self, seconds: float) -> dict[str, Any]:
-        answer: dict[str, Any] = json.loads(self._session.receive(seconds + GRACE_SECONDS, MAX_ANSWER))
+        answer: dict[str, Any] = json.loads(self._session.receive(WALL * seconds + GRACE_SECONDS, MAX_ANSWER))
         return answer
 
     def run(self, text: str, timeout_s: float) -> tuple[str, str]:
@@ -144,11 +150,14 @@ class Program:
         ended = self._receive(timeout_s)["ended"]
         if ended:
             return ended, None
+        received = self._session.receive(GRACE_SECONDS, MAX_FRAME)
+        if len(received) > MAX_ANSWER:
+            return "output", None
         try:
-            answer = json.loads(self._session.receive(GRACE_SECONDS, MAX_ANSWER))
+            answer = json.loads(received, object_pairs_hook=_few)
             if "raised" in answer:
                 return f"raised {str(answer['raised'][0])[:80]}", None
-            return "", decode(answer["value"])
+            return "", decode(answer["value"], most=MAX_HASHED)
         except (ValueError, TypeError, KeyError, IndexError, ArithmeticError, RecursionError, MemoryError):
             return "no value", None
 
@@ -171,6 +180,13 @@ class Program:
         self._send(do="end", secret=secret)
         if self._receive(0.0) != {"secret": secret}:
             raise VerifierError("the sandbox did not give the run's secret back: nothing it reported counts")
+
+
+def _few(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of an answer; none has many fields."""
+    if len(pairs) > MAX_FIELDS:
+        raise ValueError(f"{len(pairs)} fields")
+    return dict(pairs)
 
 
 def _marked(value: Any) -> Any:

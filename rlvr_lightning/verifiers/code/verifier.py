@@ -55,7 +55,7 @@ class CodeVerifier:
             first that fails).
         sandbox: `auto` (the strongest that works here), `bubblewrap` or `rlimits`: that one or none.
         timeout_s: by kind of tests: of all assertions of a problem, of each case of `stdin`, `call` and LiveCodeBench
-            [seconds]; a row's own `time_limit_s` may be longer.
+            [seconds of processor time; three times as long by the clock]; a row's own `time_limit_s` may be longer.
         limits: of what a program may use.
 
     Raises:

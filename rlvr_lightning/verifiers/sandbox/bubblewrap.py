@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import sys
-import sysconfig
 from functools import cache
 from pathlib import Path
 from typing import ClassVar
 
 from rlvr_lightning.errors import MissingDependencyError
+from rlvr_lightning.verifiers.code.inside.kernel import MACHINES
+from rlvr_lightning.verifiers.sandbox.confinement import Confinement
 from rlvr_lightning.verifiers.sandbox.limits import MEBIBYTE, Limits
+from rlvr_lightning.verifiers.sandbox.places import DEVICES, command, libraries, readable
 from rlvr_lightning.verifiers.sandbox.session import Session
 from rlvr_lightning.verifiers.sandbox.users import fresh_uid
-
-SYSTEM = ("/usr", "/lib", "/lib64", "/bin", "/etc/ld.so.cache")
-DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
-
-
-def interpreter() -> str:
-    """The interpreter itself, not a virtual environment's link to it."""
-    return str(Path(sys.executable).resolve())
-
-
-def libraries() -> list[str]:
-    """Folders of installed packages, which programs may import."""
-    return list(dict.fromkeys(sysconfig.get_path(kind) for kind in ("purelib", "platlib")))
 
 
 @cache
@@ -62,8 +52,8 @@ class Bubblewrap:
             VerifierError: it cannot be started.
         """
         uid = fresh_uid()
-        command = [binary(), *_namespaces(uid is not None), *_files(limits)]
-        return Session([*command, interpreter(), "-I", "-S", "-B", "-c", script], None, uid, 0)
+        outside = [binary(), *_namespaces(uid is not None), *_files(limits)]
+        return Session([*outside, *command(script)], None, Confinement(uid, seccomp=os.uname().machine in MACHINES))
 
 
 def _namespaces(root: bool) -> list[str]:
@@ -85,7 +75,7 @@ def _files(limits: Limits) -> list[str]:
     parents = (parent for path in (sys.base_prefix, *libraries()) for parent in reversed(Path(path).parents))
     for folder in dict.fromkeys(parents):
         options += ["--dir", str(folder)]
-    for path in (*SYSTEM, sys.base_prefix, *libraries()):
+    for path in readable():
         options += ["--ro-bind-try", path, path]
     for path in DEVICES:
         options += ["--dev-bind-try", path, path]

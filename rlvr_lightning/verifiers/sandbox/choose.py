@@ -9,11 +9,12 @@ from typing import Literal, Protocol, get_args
 
 from rlvr_lightning.errors import ConfigError, HardwareError, MissingDependencyError, VerifierError
 from rlvr_lightning.verifiers.sandbox.bubblewrap import Bubblewrap
+from rlvr_lightning.verifiers.sandbox.landlock import Landlock
 from rlvr_lightning.verifiers.sandbox.limits import Limits
 from rlvr_lightning.verifiers.sandbox.rlimits import Rlimits
 from rlvr_lightning.verifiers.sandbox.session import Session
 
-Strength = Literal["auto", "bubblewrap", "rlimits"]
+Strength = Literal["auto", "bubblewrap", "landlock", "rlimits"]
 GREETING = b"here"
 # The other end of a conversation of one frame.
 PROBE = f"import os; os.write(1, (4).to_bytes(8, 'little') + {GREETING!r})"
@@ -46,7 +47,7 @@ class Sandbox(Protocol):
 
 
 # Strongest first.
-KINDS: dict[str, Callable[[], Sandbox]] = {"bubblewrap": Bubblewrap, "rlimits": Rlimits}
+KINDS: dict[str, Callable[[], Sandbox]] = {"bubblewrap": Bubblewrap, "landlock": Landlock, "rlimits": Rlimits}
 
 
 @cache
@@ -58,7 +59,7 @@ def failure(strength: str) -> str | None:
             answer = session.receive(PROBE_SECONDS, 100)
         finally:
             session.close()
-    except (VerifierError, MissingDependencyError) as error:
+    except (VerifierError, MissingDependencyError, HardwareError) as error:
         return str(error)
     return None if answer == GREETING else f"it answered {answer!r}"
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from rlvr_lightning.verifiers.sandbox.bubblewrap import interpreter
+from rlvr_lightning.verifiers.sandbox.confinement import Confinement
 from rlvr_lightning.verifiers.sandbox.limits import Limits
+from rlvr_lightning.verifiers.sandbox.places import command
 from rlvr_lightning.verifiers.sandbox.session import Session
 from rlvr_lightning.verifiers.sandbox.users import fresh_uid, needed_capabilities
 
@@ -25,9 +27,29 @@ class Rlimits:
     def start(self, script: str, limits: Limits) -> Session:
         """Start a script; see `Bubblewrap.start`."""
         del limits  # all of them are the script's to set
-        uid = fresh_uid()
-        folder = Path(tempfile.mkdtemp(prefix="rlvr_sandbox_"))
-        if uid is not None:
-            os.chown(folder, uid, uid)
-        command = [interpreter(), "-I", "-S", "-B", "-c", script]
-        return Session(command, folder, uid, 0 if uid is None else needed_capabilities())
+        return start_in_folder(script)
+
+
+def start_in_folder(script: str, readable: Sequence[str] = (), writable: Sequence[str] = ()) -> Session:
+    """Start a script in a folder of its own.
+
+    Args:
+        script: Python.
+        readable, writable: beside the folder, all that its programs may see; none: everything.
+
+    Raises:
+        VerifierError: it cannot be started.
+    """
+    uid = fresh_uid()
+    folder = Path(tempfile.mkdtemp(prefix=f"rlvr_sandbox_{os.getpid()}_"))
+    if uid is not None:
+        os.chown(folder, uid, uid)
+    confinement = Confinement(
+        uid,
+        0 if uid is None else needed_capabilities(),
+        landlock=bool(readable),
+        seccomp=bool(readable),
+        readable=tuple(readable),
+        writable=(*writable, str(folder)),
+    )
+    return Session(command(script), folder, confinement)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import selectors
-import shutil
 import signal
 import subprocess
 import time
@@ -13,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rlvr_lightning.errors import VerifierError, VerifierTimeoutError
+from rlvr_lightning.verifiers.sandbox.confinement import Confinement
+from rlvr_lightning.verifiers.sandbox.removing import remove_files_of, remove_tree
 
 # Seconds within which a process that was killed must be gone.
 KILL_SECONDS = 10.0
@@ -24,15 +25,14 @@ class Session:
     Args:
         command: starts it, the script included.
         folder: its disk, which goes with it; None where it brings its own.
-        uid: the user its programs become; None where they stay who they are.
-        capabilities: that its programs need to read the interpreter's library, a bit each.
+        confinement: of its programs, which the script applies.
 
     Raises:
         VerifierError: it cannot be started.
     """
 
-    def __init__(self, command: Sequence[str], folder: Path | None, uid: int | None, capabilities: int) -> None:
-        self.uid, self.capabilities = uid, capabilities
+    def __init__(self, command: Sequence[str], folder: Path | None, confinement: Confinement) -> None:
+        self.confinement = confinement
         self._folder = folder
         try:
             self._process = subprocess.Popen(
@@ -140,5 +140,9 @@ class Session:
         self._remove_folder()
 
     def _remove_folder(self) -> None:
-        if self._folder is not None and self._folder.exists():
-            shutil.rmtree(self._folder)
+        if self._folder is None:
+            return
+        if self._folder.exists():
+            remove_tree(self._folder)
+        if self.confinement.uid is not None and not self.confinement.landlock:
+            remove_files_of(range(self.confinement.uid, self.confinement.uid + 2))

@@ -8,6 +8,7 @@ import sys
 from functools import cache
 from pathlib import Path
 
+FIRST_UID, PER_PROCESS = 0x50000000, 512
 # CAP_DAC_READ_SEARCH
 READ_ANY_FILE = 1 << 2
 _counter = itertools.count()
@@ -21,17 +22,20 @@ def _mapped_ids() -> int:
     )
 
 
-def fresh_uid() -> int | None:
-    """An unused user id, and the one after it; None where the judge is not root and cannot become another.
+def uids_of_this_process() -> range:
+    """User ids for candidates of this process; another process has others, except in a namespace of few."""
+    large = FIRST_UID + os.getpid() % 2**18 * PER_PROCESS
+    if _mapped_ids() >= large + PER_PROCESS:
+        return range(large, large + PER_PROCESS)
+    small = 20_000 + os.getpid() * PER_PROCESS % 40_000
+    return range(small, small + PER_PROCESS)
 
-    Two judges at the same moment have different ones: ids go by process and count.
-    """
+
+def fresh_uid() -> int | None:
+    """A user id no other sandbox of this process has now, as the one after it; None where the judge is not root."""
     if os.geteuid() != 0:
         return None
-    count = next(_counter) % 256
-    number = 2 * ((os.getpid() % 2**18) * 256 + count)
-    large = 0x50000000
-    return large + number if _mapped_ids() > large + number + 1 else 20_000 + number % 40_000
+    return uids_of_this_process()[2 * next(_counter) % PER_PROCESS]
 
 
 @cache

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import builtins
 import sys
-import time
 import types
 from collections.abc import Callable
 from functools import partial
@@ -12,8 +11,6 @@ from typing import Any
 
 from rlvr_lightning.verifiers.code.inside.plain import decode, encode
 from rlvr_lightning.verifiers.code.inside.wire import Gone, receive, send
-
-FOREVER = 1e9
 
 
 def run_sources(sources: list[str], name: str) -> dict[str, Any]:
@@ -103,7 +100,7 @@ class Answering:
         """Answer until nobody asks any more."""
         while True:
             try:
-                request = receive(self._fd, time.monotonic() + FOREVER)
+                request = receive(self._fd)
             except Gone:
                 return
             send(self._fd, guarded(partial(self.answer, request)))

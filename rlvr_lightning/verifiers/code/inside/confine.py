@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import resource
@@ -9,10 +10,11 @@ import signal
 import struct
 from typing import Any
 
+from rlvr_lightning.verifiers.code.inside import kernel
+
 PR_SET_DUMPABLE, PR_SET_KEEPCAPS, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 4, 8, 36, 38
 SYS_CAPSET = {"x86_64": 126, "aarch64": 91}
 CAPABILITIES_V3 = 0x20080522
-READ_ANY_FILE = 1 << 2  # CAP_DAC_READ_SEARCH
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -34,22 +36,27 @@ def keep_only(capabilities: int) -> None:
         raise OSError(ctypes.get_errno(), "capset")
 
 
-def become(uid: int | None, capabilities: int) -> None:
-    """Become another user.
+def become(uid: int | None, confinement: dict[str, Any]) -> None:
+    """Become another user and give rights away.
 
     Args:
         uid: who, or None to stay.
-        capabilities: that are kept.
+        confinement: `capabilities` that are kept; with `landlock` only `readable` and `writable` files exist from now
+            on; with `seccomp` system calls no program needs are denied.
     """
+    control(PR_SET_NO_NEW_PRIVS, 1)
+    if confinement["landlock"]:
+        kernel.confine_files(confinement["readable"], confinement["writable"])
     if uid is not None:
         control(PR_SET_KEEPCAPS, 1)
         os.setgroups([])
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)
-        keep_only(capabilities)
+        keep_only(confinement["capabilities"])
     # Nobody of the same user may look into this process's memory or its open files.
     control(PR_SET_DUMPABLE, 0)
-    control(PR_SET_NO_NEW_PRIVS, 1)
+    if confinement["seccomp"]:
+        kernel.deny_system_calls()
 
 
 def limit(limits: dict[str, Any], seconds: float) -> None:
@@ -74,11 +81,11 @@ def limit(limits: dict[str, Any], seconds: float) -> None:
 def parents() -> dict[int, int]:
     """Every process that is seen and its parent."""
     found = {}
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
+    for name in os.listdir("/proc"):  # noqa: PTH208 - pathlib takes as long to import as a program to run
+        if name.isdigit():
             try:
-                with open(f"/proc/{entry}/stat", "rb") as file:
-                    found[int(entry)] = int(file.read().rpartition(b")")[2].split()[1])
+                with open(f"/proc/{name}/stat", "rb") as file:  # noqa: PTH123
+                    found[int(name)] = int(file.read().rpartition(b")")[2].split()[1])
             except (OSError, ValueError, IndexError):
                 continue
     return found
@@ -111,10 +118,8 @@ def sweep(uid: int | None) -> None:
         uid: the program's user where it is its own.
     """
     while True:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             _signal_all(uid)
-        except ProcessLookupError:
-            pass
         try:
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass

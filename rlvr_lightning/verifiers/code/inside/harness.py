@@ -19,12 +19,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from rlvr_lightning.verifiers.code.inside import confine
-from rlvr_lightning.verifiers.code.inside.candidate import FOREVER, run_sources, serve_program
+from rlvr_lightning.verifiers.code.inside.candidate import run_sources, serve_program
 from rlvr_lightning.verifiers.code.inside.tester import serve_test
+from rlvr_lightning.verifiers.code.inside.watch import Watch
 from rlvr_lightning.verifiers.code.inside.wire import Gone, read_frame, receive, send, write_frame
 
 # Files of the harness itself have numbers from here to twice as many.
 HIGH = 100
+# A test's process whose program has ended reports within this time.
+REPORT_SECONDS = 5.0
 
 
 class Child(BaseException):
@@ -76,14 +79,18 @@ class Harness:
     def __init__(self, requests: int, answers: int, null: int) -> None:
         self._requests, self._answers, self._null = requests, answers, null
         self._limits: dict[str, Any] = {}
+        self._confinement: dict[str, Any] = {}
         self._sources: list[str] = []
         self._uid: int | None = None
         self._line: int | None = None
+        self._program = 0
         self._loaded = False
 
     def load(self, request: dict[str, Any]) -> None:
         """Take a program; where it answers calls, start it: its process must not have seen a test."""
-        self._sources, self._limits, self._uid = request["sources"], request["limits"], request["uid"]
+        self._sources, self._limits = request["sources"], request["limits"]
+        self._confinement = request["confinement"]
+        self._uid = self._confinement["uid"]
         sys.path[len(sys.path) :] = request["path"]
         if request["serves"]:
             self._start(request["timeout"])
@@ -92,13 +99,14 @@ class Harness:
         mine, theirs = socket.socketpair()
         keep = (*3 * (self._null,), theirs.fileno())
         sources = self._sources
-        spawn(lambda: serve_program(3, sources), keep, lambda: self._become(self._uid, seconds))
+        self._program = spawn(lambda: serve_program(3, sources), keep, lambda: self._become(self._uid, seconds))
         theirs.close()
+        mine.setblocking(False)
         self._line, self._loaded = mine.detach(), False
 
     def _become(self, uid: int | None, seconds: float) -> None:
         confine.limit(self._limits, seconds)
-        confine.become(uid, self._limits["capabilities"])
+        confine.become(uid, self._confinement)
 
     def end_processes(self) -> None:
         """End what runs of the program."""
@@ -122,53 +130,41 @@ class Harness:
         )
         os.close(source)
         os.close(writes)
-        started = time.monotonic()
-        output, ended = self._watch(child, reads, started + request["timeout"])
+        output = bytearray()
+        ended = self._collect(child, reads, output, Watch(child, request["timeout"], self._requests))
         os.close(reads)
         self.end_processes()
-        send(self._answers, {"ended": ended, "seconds": time.monotonic() - started})
-        write_frame(self._answers, output)
+        send(self._answers, {"ended": ended})
+        write_frame(self._answers, bytes(output))
 
-    def _watch(self, child: int, reads: int, deadline: float) -> tuple[bytes, str]:
-        """Output until the child ends, and how it ended: `exit` and its code, `timeout` or `output` (too much)."""
-        received, ended = bytearray(), ""
+    def _collect(self, child: int, reads: int, output: bytearray, watch: Watch) -> str:
+        """Output until the child ends; how it ended: `exit` and its code, `timeout` or `output` (too much)."""
         handle = os.pidfd_open(child)
-        poll = select.poll()
-        for fd in (reads, handle):
-            poll.register(fd, select.POLLIN)
-        poll.register(self._requests, 0)
-        while not ended:
-            left = deadline - time.monotonic()
-            ready = dict(poll.poll(max(0.0, left * 1000))) if left > 0 else {}
-            if self._requests in ready:
-                raise Gone("judge")
-            if reads in ready:
-                received += os.read(reads, 2**16)
-                if ready[reads] & select.POLLHUP and not ready[reads] & select.POLLIN:
-                    poll.unregister(reads)
-            if len(received) > self._limits["output"]:
-                ended = "output"
-            elif handle in ready and not ready.get(reads, 0) & select.POLLIN:
-                ended = f"exit {os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])}"
-            elif left <= 0:
-                ended = "timeout"
-        os.close(handle)
-        return bytes(received), ended
+        files = [reads, handle]
+        try:
+            while True:
+                ready = watch.wait(*files)
+                if ready.get(reads, 0) & select.POLLIN:
+                    output += os.read(reads, 2**16)
+                    if len(output) > self._limits["output"]:
+                        return "output"
+                elif handle in ready:
+                    return f"exit {os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])}"
+                elif reads in ready:
+                    files.remove(reads)
+        except Gone as gone:
+            if gone.reason != "timeout":
+                raise
+            return gone.reason
+        finally:
+            os.close(handle)
 
     def call(self, request: dict[str, Any]) -> None:
         """A function of the program is called: hands its answer on without reading it."""
-        deadline = time.monotonic() + request["timeout"]
         try:
             if self._line is None:
                 self._start(request["timeout"])
-            assert self._line is not None
-            if not self._loaded:
-                self._wait(deadline)
-                read_frame(self._line, deadline)
-                self._loaded = True
-            send(self._line, {"do": "function", "name": request["function"], "args": request["args"]})
-            self._wait(deadline)
-            answer = read_frame(self._line, deadline)
+            answer = self._ask(request)
         except Gone as gone:
             if gone.reason == "judge":
                 raise
@@ -178,49 +174,58 @@ class Harness:
         send(self._answers, {"ended": ""})
         write_frame(self._answers, answer)
 
-    def _wait(self, deadline: float) -> None:
-        """Wait for an answer of the program; end with the judge outside."""
-        self._wait_for(self._line, deadline)
-
-    def _wait_for(self, fd: int | None, deadline: float) -> None:
-        assert fd is not None
-        poll = select.poll()
-        poll.register(fd, select.POLLIN)
-        poll.register(self._requests, 0)
-        ready = dict(poll.poll(max(0.0, (deadline - time.monotonic()) * 1000)))
-        if self._requests in ready:
-            raise Gone("judge")
+    def _ask(self, request: dict[str, Any]) -> bytes:
+        """The answer of the program's process to one call, its start included where it has just been started."""
+        assert self._line is not None
+        watch = Watch(self._program, request["timeout"], self._requests)
+        if not self._loaded:
+            watch.wait(self._line)
+            read_frame(self._line, watch.deadline)
+            self._loaded = True
+        send(self._line, {"do": "function", "name": request["function"], "args": request["args"]}, watch.deadline)
+        watch.wait(self._line)
+        return read_frame(self._line, watch.deadline)
 
     def script(self, request: dict[str, Any]) -> None:
         """Assertions run in a process of their own: answers their counts."""
+        assert self._line is not None
         reads, writes = os.pipe()
-        deadline = time.monotonic() + request["timeout"]
-        line = self._line
-        assert line is not None
+        watch = Watch(self._program, request["timeout"], self._requests)
         tester = None if self._uid is None else self._uid + 1
+        deadline = watch.deadline
         spawn(
             lambda: serve_test(3, 4, request["setup"], request["code"], request["stop"], deadline),
-            (*3 * (self._null,), writes, line),
+            (*3 * (self._null,), writes, self._line),
             lambda: self._become(tester, request["timeout"]),
         )
         os.close(writes)
-        try:
-            self._wait_for(reads, deadline + 0.5)
-            counts = receive(reads, deadline + 0.5)
-        except Gone as gone:
-            if gone.reason == "judge":
-                raise
-            counts = {"passed": 0, "failed": 0, "total": 0, "first": None, "ended": gone.reason}
+        counts = self._counts(reads, watch)
         os.close(reads)
         self.end_processes()
         if tester is not None:
             confine.sweep(tester)
         send(self._answers, counts)
 
+    def _counts(self, reads: int, watch: Watch) -> dict[str, Any]:
+        """What the test's process reports, also where the program's has to be ended before."""
+        ended: str | None = None
+        try:
+            watch.wait(reads)
+        except Gone as gone:
+            if gone.reason == "judge":
+                raise
+            ended = gone.reason
+            os.kill(self._program, signal.SIGKILL)
+        try:
+            counts: dict[str, Any] = receive(reads, time.monotonic() + REPORT_SECONDS)
+        except Gone as gone:
+            counts = {"passed": 0, "failed": 0, "total": 0, "first": None, "ended": gone.reason}
+        return {**counts, "ended": ended or counts["ended"]}
+
     def serve(self) -> None:
         """Answer until the end is asked for, or the judge is gone."""
         while True:
-            request = receive(self._requests, time.monotonic() + FOREVER)
+            request = receive(self._requests)
             if request["do"] == "end":
                 self.end_processes()
                 send(self._answers, {"secret": request["secret"]})

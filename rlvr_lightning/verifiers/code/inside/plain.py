@@ -14,6 +14,9 @@ from typing import Any
 
 # Larger integers are written in hexadecimal, which no interpreter limits.
 SMALL = 2**63
+# Characters of a fraction's numbers: they are reduced, which takes quadratic time.
+LONG = 2_000
+MOST = 2**24
 NUMBER_TAGS = ("int", "complex", "fraction", "decimal")
 
 
@@ -84,22 +87,25 @@ def _number(tag: str, held: Any) -> Any:
     if tag == "complex":
         return complex(*held)
     if tag == "fraction":
+        if max(map(len, held)) > LONG:
+            raise ValueError("a fraction of long numbers")
         return fractions.Fraction(*(int(part, 16) for part in held))
     return decimal.Decimal(held)
 
 
-def decode(data: Any, resolve: Callable[[int], Any] = Kept) -> Any:
+def decode(data: Any, resolve: Callable[[int], Any] = Kept, most: int = MOST) -> Any:
     """The value of its JSON, of base types only.
 
     Args:
         data: what `encode` made, or anything else that was sent instead.
         resolve: what a number stands for on this side.
+        most: entries of a set or dict.
 
     Raises:
         ValueError, TypeError, RecursionError, ArithmeticError: it is nothing `encode` makes.
     """
     if isinstance(data, list):
-        return [decode(item, resolve) for item in data]
+        return [decode(item, resolve, most) for item in data]
     if not isinstance(data, dict):
         return data
     ((tag, held),) = data.items()
@@ -111,8 +117,10 @@ def decode(data: Any, resolve: Callable[[int], Any] = Kept) -> Any:
         return bytes.fromhex(held)
     if tag == "range":
         return range(*held)
+    if tag in ("set", "frozenset", "dict") and len(held) > most:
+        raise ValueError(f"a {tag} of {len(held)} entries")
     if tag == "dict":
-        return {decode(key, resolve): decode(item, resolve) for key, item in held}
+        return {decode(key, resolve, most): decode(item, resolve, most) for key, item in held}
     makers: dict[str, Callable[[Any], Any]] = {
         "tuple": tuple,
         "set": set,
@@ -121,4 +129,4 @@ def decode(data: Any, resolve: Callable[[int], Any] = Kept) -> Any:
     }
     if tag not in makers:
         raise ValueError(f"no plain value: {tag!r}")
-    return makers[tag](decode(item, resolve) for item in held)
+    return makers[tag](decode(item, resolve, most) for item in held)

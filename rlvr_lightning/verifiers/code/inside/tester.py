@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import ast
 import builtins
+import contextlib
 import importlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from rlvr_lightning.verifiers.code.inside.plain import decode, encode
@@ -88,6 +89,7 @@ class Remote:
         self._line, self._number = line, number
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call it with plain values and objects of the program; lists and dicts become what it made of them."""
         request = {
             "do": "call",
             "of": self._number,
@@ -205,21 +207,15 @@ class Assertions:
         exec(compile(setup, "<setup>", "exec"), names)
         names.update(__passed__=self._count_passed, __failed__=self._count_failed)
         for name in free_names(tree, names):
-            names[name] = self._named(name)
+            # A name the program does not have is not defined here either: the test fails where it uses it.
+            with contextlib.suppress(NameError):
+                found = self._line.value({"do": "name", "name": name})
+                names[name] = self._line.value({"do": "value", "of": number_of(found)})
         for node in ast.walk(tree):
             # The program may have imported a module its test relies on; the test takes its own copy.
             if isinstance(node, ast.Name) and node.id in sys.stdlib_module_names and node.id not in names:
                 names[node.id] = importlib.import_module(node.id)
         return names
-
-    def _named(self, name: str) -> Any:
-        """An object of the program by its name: a plain value, or something to be asked."""
-        try:
-            found = self._line.value({"do": "name", "name": name})
-            assert isinstance(found, Remote)
-            return self._line.value({"do": "value", "of": number_of(found)})
-        except Exception as error:  # noqa: BLE001 - the test fails where it uses the name, as it would in one process
-            return Missing(error)
 
     def run(self, setup: str, code: str) -> None:
         """Run to the end, or to the first failure.
@@ -243,29 +239,6 @@ class Assertions:
         except Exception as error:  # noqa: BLE001 - whatever a test raises is its failure
             self.failed += 1
             self.first = self.first or f"{type(error).__name__}: {error}"[:200]
-
-
-class Missing:
-    """Stands for a name the program does not have: any use of it fails.
-
-    Args:
-        error: what the program's process said.
-    """
-
-    def __init__(self, error: Exception) -> None:
-        self._error = error
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        raise self._error
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        raise self._error
-
-    __bool__: Callable[[Missing], bool] = __call__
-    __eq__: Callable[[Missing, object], bool] = __call__  # type: ignore[assignment]
-    __hash__ = None
 
 
 def serve_test(report: int, fd: int, setup: str, code: str, stop: bool, deadline: float) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
 import select
 import time
@@ -20,8 +22,13 @@ class Gone(BaseException):
         self.reason = reason
 
 
-def write_frame(fd: int, payload: bytes) -> None:
+def write_frame(fd: int, payload: bytes, deadline: float = math.inf) -> None:
     """Send one frame.
+
+    Args:
+        fd: an open file.
+        payload: the frame.
+        deadline: on the monotonic clock [seconds]; it holds where the file does not block.
 
     Raises:
         Gone: nobody reads.
@@ -29,7 +36,11 @@ def write_frame(fd: int, payload: bytes) -> None:
     unsent = memoryview(len(payload).to_bytes(8, "little") + payload)
     try:
         while unsent:
-            unsent = unsent[os.write(fd, unsent) :]
+            left = deadline - time.monotonic()
+            if left <= 0 or not select.select([], [fd], [], None if left == math.inf else left)[1]:
+                raise Gone("timeout")
+            with contextlib.suppress(BlockingIOError):
+                unsent = unsent[os.write(fd, unsent) :]
     except OSError as error:
         raise Gone("ended") from error
 
@@ -38,7 +49,7 @@ def _read_exactly(fd: int, count: int, deadline: float) -> bytes:
     received = bytearray()
     while len(received) < count:
         left = deadline - time.monotonic()
-        if left <= 0 or not select.select([fd], [], [], left)[0]:
+        if left <= 0 or not select.select([fd], [], [], None if left == math.inf else left)[0]:
             raise Gone("timeout")
         try:
             chunk = os.read(fd, min(count - len(received), 2**20))
@@ -66,12 +77,12 @@ def read_frame(fd: int, deadline: float) -> bytes:
     return _read_exactly(fd, length, deadline)
 
 
-def send(fd: int, message: Any) -> None:
-    """Send a message as JSON."""
-    write_frame(fd, json.dumps(message).encode())
+def send(fd: int, message: Any, deadline: float = math.inf) -> None:
+    """Send a message as JSON; see `write_frame`."""
+    write_frame(fd, json.dumps(message).encode(), deadline)
 
 
-def receive(fd: int, deadline: float) -> Any:
+def receive(fd: int, deadline: float = math.inf) -> Any:
     """Receive a message.
 
     Raises:
