@@ -89,9 +89,8 @@ MISTAKES = [
     (("export",), "export needs the run to export: resume=OUTPUT_DIR"),
     (("fit", "conf=lp_reg_qwen3_14b", "hardware.gpus=999"), "lp_reg_qwen3_14b needs 999 GPUs"),
     (
-        ("fit", "conf=archer_code_1_5b"),
-        "archer_code_1_5b is judged by its code, and MathVerifier judges answer: choose a verifier that judges code "
-        "(none comes with the package)",
+        ("fit", "conf=archer_code_1_5b", "verifier=math"),
+        "archer_code_1_5b is judged by its code, and MathVerifier judges answer: choose a verifier that judges code",
     ),
     ((*FIT, "judged=code"), "archer is judged by its code, and ExactVerifier judges answer"),
     ((*FIT, "judged=taste"), "judged must be answer or code; got 'taste'"),

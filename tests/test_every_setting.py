@@ -416,6 +416,7 @@ def test_a_setting_of_a_task_changes_its_problems(
 
 HYGIENE = {"decontaminate", "evaluation_paths", "difficulty", "solve_rates"}
 # Held by tests of their own, which need more than a component.
+LIMITS = {f"limits.{name}" for name in ("memory_mb", "processes", "open_files", "output_mb", "disk_mb")}
 ELSEWHERE = {
     "engine/auto": {"dtype"},  # test_precision.py
     "engine/transformers": {"batch_size", "dtype"},  # rollout/test_transformers_engine.py, test_precision.py
@@ -436,6 +437,7 @@ ELSEWHERE = {
         "token_env",
         "judges",
     },  # verifiers/test_remote.py
+    "verifier/code": {"extract", "reward", "sandbox", "timeout_s", *LIMITS},  # verifiers/code/test_code_verifier.py
     "regularizer/lp_reg": {"kl_estimator", "temperature"},  # above, in the reference form
 }
 

@@ -97,10 +97,9 @@ def check_judge(cfg: DictConfig, verifier: Verifier) -> None:
         raise ConfigError(f"judged must be answer or code; got {cfg.judged!r}")
     judges = verifier.judges if isinstance(verifier, Judge) else "answer"
     if judges != cfg.judged:
-        none = " (none comes with the package)" if cfg.judged == "code" else ""
         raise ConfigError(
             f"{cfg.name} is judged by its {cfg.judged}, and {type(verifier).__name__} judges {judges}: choose a verifier "
-            f"that judges {cfg.judged}{none}: verifier=NAME, see docs/extending.md"
+            f"that judges {cfg.judged}: verifier=NAME, see docs/extending.md"
         )
 
 

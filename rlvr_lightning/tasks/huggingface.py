@@ -44,7 +44,7 @@ class HuggingFaceTask:
         split: str = "train",
         held_out_split: str | None = None,
         problem_field: str = "problem",
-        answer_field: str = "answer",
+        answer_field: str | None = "answer",
         id_field: str = "id",
         answer_pattern: str | None = None,
         system: str | None = None,

@@ -39,7 +39,7 @@ class JsonlTask:
         path: str,
         held_out_path: str | None = None,
         problem_field: str = "problem",
-        answer_field: str = "answer",
+        answer_field: str | None = "answer",
         id_field: str = "id",
         answer_pattern: str | None = None,
         system: str | None = None,

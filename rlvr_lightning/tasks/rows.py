@@ -18,7 +18,8 @@ class RowFormat:
 
     Args:
         problem_field: the question.
-        answer_field: the gold answer.
+        answer_field: the gold answer; None where rows have none (a program is judged by tests), and the question as it
+            stands in the row is kept with the problem then.
         id_field: a unique name; rows without it are numbered.
         answer_pattern: a regular expression whose first group is the answer within its field, or None for all of it.
         system: a system message, or None.
@@ -29,7 +30,7 @@ class RowFormat:
     """
 
     problem_field: str = "problem"
-    answer_field: str = "answer"
+    answer_field: str | None = "answer"
     id_field: str = "id"
     answer_pattern: str | None = None
     system: str | None = None
@@ -52,7 +53,8 @@ class RowFormat:
         Raises:
             DataError: a field is missing or empty; `where` says which row.
         """
-        question, answer = (self.field(row, field, where) for field in (self.problem_field, self.answer_field))
+        question = self.field(row, self.problem_field, where)
+        answer = "" if self.answer_field is None else self.field(row, self.answer_field, where)
         if self.answer_pattern is not None:
             match = re.search(self.answer_pattern, answer)
             if match is None:
@@ -63,6 +65,8 @@ class RowFormat:
         messages.append({"role": "user", "content": self.template.replace("{problem}", question)})
         used = (self.problem_field, self.answer_field, self.id_field)
         meta = {key: value for key, value in row.items() if key not in used}
+        if self.answer_field is None:
+            meta["problem"] = question
         name = row.get(self.id_field)
         return Problem(where if name is None else str(name), tuple(messages), answer, meta)
 

@@ -197,3 +197,12 @@ def test_gsm8k() -> None:
     first = next(problem for problem in (*task.train(), *task.held_out()) if problem.id == "gsm8k-train-0000")
     assert first.answer == "72"
     assert set(first.meta) == {"solution", "source"}
+
+
+def test_rows_with_tests_instead_of_an_answer_keep_them_and_the_question(tmp_path: Path) -> None:
+    rows = [{"id": "a", "problem": "def f():\n", "tests": {"type": "asserts", "asserts": ["assert f() == 1"]}}]
+    (tmp_path / "code.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = JsonlTask(str(tmp_path / "code.jsonl"), answer_field=None, template="Go on: {problem}", held_out=0)
+    (problem,) = task.train()
+    assert (problem.answer, problem.messages[0]["content"]) == ("", "Go on: def f():")
+    assert problem.meta == {"tests": rows[0]["tests"], "problem": "def f():"}

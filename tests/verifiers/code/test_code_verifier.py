@@ -185,7 +185,7 @@ def livecodebench(cases: list[tuple[str, str]], function: str | None = None) -> 
         ("class Solution:\n    def f(self, d): return d", ([('{"a": [1]}', '{"a": [1]}')], "f"), True),
         ("def f(x): return Counter(x)['a']", ([('"aab"', "2")], "f"), True),
         ("def g(x): return 1", ([("1", "1")], "f"), False),
-        ("class Solution:\n    n = 0\n    def f(self, x):\n        self.n += 1\n        return self.n", ([("1", "1"), ("1", "2")], "f"), True),
+        ("class Solution:\n  n = 0\n  def f(self, x):\n    self.n += 1\n    return self.n", ([("1", "1"), ("1", "2")], "f"), True),
         ("print(Decimal)", ([("", "x")],), False),
         ("from decimal import Decimal\nprint(1.50)", ([("", "1.5")],), True),
         ("print(1)\nprint()", ([("", "1")],), True),
@@ -301,6 +301,13 @@ def test_the_yaml_is_what_the_papers_say() -> None:
     assert (verifier.timeout_s["check"], verifier.timeout_s["livecodebench"]) == (3.0, 6.0)
     assert verifier.limits == Limits()
     assert verifier.judges == "code"
+
+
+def test_the_command_line_reaches_every_setting() -> None:
+    changed = ("extract=whole", "reward=share", "sandbox=rlimits", "timeout_s.check=7", "limits.memory_mb=99")
+    verifier = component(compose(["verifier=code", *(f"verifier.{setting}" for setting in changed)]), "verifier")
+    assert (verifier.extract, verifier.reward, verifier.sandbox) == ("whole", "share", "rlimits")
+    assert (verifier.timeout_s["check"], verifier.limits.memory_mb) == (7, 99)
 
 
 def test_nothing_waits_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,14 +98,14 @@ class Harness:
     def _start(self, seconds: float) -> None:
         mine, theirs = socket.socketpair()
         keep = (*3 * (self._null,), theirs.fileno())
-        sources = self._sources
-        self._program = spawn(lambda: serve_program(3, sources), keep, lambda: self._become(self._uid, seconds))
+        sources, others = self._sources, confine.threads_of_others()
+        self._program = spawn(lambda: serve_program(3, sources), keep, lambda: self._become(self._uid, seconds, others))
         theirs.close()
         mine.setblocking(False)
         self._line, self._loaded = mine.detach(), False
 
-    def _become(self, uid: int | None, seconds: float) -> None:
-        confine.limit(self._limits, seconds)
+    def _become(self, uid: int | None, seconds: float, others: int) -> None:
+        confine.limit(self._limits, seconds, others)
         confine.become(uid, self._confinement)
 
     def end_processes(self) -> None:
@@ -122,11 +122,11 @@ class Harness:
             file.write(request["input"].encode("utf-8", "surrogatepass"))
         os.lseek(source, 0, os.SEEK_SET)
         reads, writes = os.pipe()
-        sources = self._sources
+        sources, others = self._sources, confine.threads_of_others()
         child = spawn(
             lambda: run_sources(sources, "__main__"),
             (source, writes, self._null),
-            lambda: self._become(self._uid, request["timeout"]),
+            lambda: self._become(self._uid, request["timeout"], others),
         )
         os.close(source)
         os.close(writes)
@@ -192,11 +192,11 @@ class Harness:
         reads, writes = os.pipe()
         watch = Watch(self._program, request["timeout"], self._requests)
         tester = None if self._uid is None else self._uid + 1
-        deadline = watch.deadline
+        deadline, others = watch.deadline, confine.threads_of_others()
         spawn(
             lambda: serve_test(3, 4, request["setup"], request["code"], request["stop"], deadline),
             (*3 * (self._null,), writes, self._line),
-            lambda: self._become(tester, request["timeout"]),
+            lambda: self._become(tester, request["timeout"], others),
         )
         os.close(writes)
         counts = self._counts(reads, watch)
