@@ -76,7 +76,7 @@ class Program:
         limits: of what it may use.
         sources: run one after the other.
         serves: whether its functions are called; else it reads its standard input.
-        timeout_s: of its start, where it serves.
+        timeout_s: processor time of all its calls together, where it serves [seconds].
 
     Raises:
         VerifierError: the sandbox failed; the program is not to blame.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import ClassVar, Literal, get_args
 
 from rlvr_lightning.errors import ConfigError
@@ -13,7 +12,7 @@ from rlvr_lightning.verifiers.code.compare import RULES
 from rlvr_lightning.verifiers.code.program import CONVENTIONS, extract_program, sources_of
 from rlvr_lightning.verifiers.code.run import Program
 from rlvr_lightning.verifiers.code.tests import Cases, Script, Tests, read_tests
-from rlvr_lightning.verifiers.sandbox.choose import Sandbox, Strength, choose_sandbox
+from rlvr_lightning.verifiers.sandbox.choose import Strength, choose_sandbox
 from rlvr_lightning.verifiers.sandbox.limits import Limits
 
 Reward = Literal["all", "share", "first_failure"]
@@ -60,6 +59,7 @@ class CodeVerifier:
 
     Raises:
         ConfigError: an unknown convention, reward or sandbox, or no time.
+        HardwareError: the sandbox asked for does not work here.
     """
 
     judges: ClassVar[str] = "code"
@@ -76,8 +76,6 @@ class CodeVerifier:
             raise ConfigError(f"CodeVerifier.extract must be {', '.join(CONVENTIONS)}; got {extract!r}")
         if reward not in get_args(Reward):
             raise ConfigError(f"CodeVerifier.reward must be {', '.join(get_args(Reward))}; got {reward!r}")
-        if sandbox not in get_args(Strength):
-            raise ConfigError(f"CodeVerifier.sandbox must be {', '.join(get_args(Strength))}; got {sandbox!r}")
         self.extract, self.reward, self.sandbox = extract, reward, sandbox
         self.timeout_s = {**dict.fromkeys(KINDS, 6.0), "check": 3.0, "asserts": 3.0, **(timeout_s or {})}
         for kind, seconds in self.timeout_s.items():
@@ -86,10 +84,7 @@ class CodeVerifier:
                     f"CodeVerifier.timeout_s.{kind} must be above 0, of {', '.join(KINDS)}; got {seconds}"
                 )
         self.limits = limits or Limits()
-
-    @cached_property
-    def _sandbox(self) -> Sandbox:
-        return choose_sandbox(self.sandbox)
+        self._sandbox = choose_sandbox(sandbox)
 
     def __call__(self, response: str, problem: Problem) -> Verdict:
         """Run the response's program on the problem's tests.
@@ -103,7 +98,6 @@ class CodeVerifier:
 
         Raises:
             DataError: the row's tests cannot be read.
-            HardwareError: the sandbox asked for does not work here.
             VerifierError: the sandbox failed; the program is not to blame.
         """
         tests = read_tests(problem.meta, f"problem {problem.id}")
@@ -140,7 +134,9 @@ class CodeVerifier:
         outcome = Outcome(total=len(tests.cases))
         failed = False
         serves = tests.function is not None
-        with Program(self._sandbox, self.limits, sources, serves=serves, timeout_s=seconds) as program:
+        with Program(
+            self._sandbox, self.limits, sources, serves=serves, timeout_s=seconds * len(tests.cases)
+        ) as program:
             for case in tests.cases:
                 if tests.function is None:
                     ended, output = program.run(case.input, seconds)

@@ -64,6 +64,15 @@ def failure(strength: str) -> str | None:
     return None if answer == GREETING else f"it answered {answer!r}"
 
 
+@cache
+def _announce(name: str) -> None:
+    """Say once which sandbox is in force."""
+    log.info("sandbox for candidate programs: %s", name)
+    warning = KINDS[name]().warning
+    if warning is not None:
+        log.warning("%s", warning)
+
+
 def choose_sandbox(strength: Strength) -> Sandbox:
     """The sandbox asked for; `auto` is the strongest that works. It is logged, with a warning if it has one.
 
@@ -77,11 +86,8 @@ def choose_sandbox(strength: Strength) -> Sandbox:
     for name in KINDS if strength == "auto" else (strength,):
         reasons[name] = failure(name)
         if reasons[name] is None:
-            chosen = KINDS[name]()
-            log.info("sandbox for candidate programs: %s", chosen.strength)
-            if chosen.warning is not None:
-                log.warning("%s", chosen.warning)
-            return chosen
+            _announce(name)
+            return KINDS[name]()
     told = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
     raise HardwareError(
         f"verifier.sandbox={strength} does not work here: {told}; verifier.sandbox=auto takes what does"

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from rlvr_lightning.errors import VerifierError, VerifierTimeoutError
 from rlvr_lightning.verifiers.sandbox.confinement import Confinement
-from rlvr_lightning.verifiers.sandbox.removing import remove_files_of, remove_tree
+from rlvr_lightning.verifiers.sandbox.removing import end_processes_of, remove_files_of, remove_tree
 
-# Seconds within which a process that was killed must be gone.
+# Seconds a harness has to end what it started, before it is ended itself.
 KILL_SECONDS = 10.0
 
 
@@ -126,10 +126,13 @@ class Session:
         with contextlib.suppress(OSError):
             self._process.stdin.close()
         try:
-            self._process.wait(1.0)
+            self._process.wait(KILL_SECONDS)
         except subprocess.TimeoutExpired:
             self._process.send_signal(signal.SIGKILL)
-            self._process.wait(KILL_SECONDS)
+            self._process.wait()
+            if self._folder is not None and self.confinement.uid is not None:
+                for uid in (self.confinement.uid, self.confinement.uid + 1):
+                    end_processes_of(uid)
 
     def close(self) -> None:
         """End everything inside and remove its disk. Calling it twice does no harm."""

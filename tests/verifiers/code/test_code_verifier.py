@@ -196,6 +196,12 @@ def test_livecodebench(code: str, asked: tuple[Any, ...], correct: bool) -> None
     assert judged(code, livecodebench(*asked)).correct is correct
 
 
+def test_the_time_of_a_call_is_its_own() -> None:
+    code = "import time\ndef f(x):\n    start = time.process_time()\n    while time.process_time() < start + 0.4: pass\n    return x"
+    asked = livecodebench([(str(i), str(i)) for i in range(10)], "f")
+    assert judged(code, asked, timeout_s={"livecodebench": 1.0}).kind == "correct"
+
+
 def test_time_limits_go_by_kind_and_by_row() -> None:
     code = "import time\nstart = time.process_time()\nwhile time.process_time() < start + 1.5: pass\nprint(1)"
     assert judged(code, reader(("", "1")), timeout_s={"stdin": 0.5, "check": 20.0}).kind == "timeout"
@@ -275,7 +281,7 @@ def test_a_named_sandbox_that_does_not_work_is_refused_never_replaced(monkeypatc
     [
         ({"extract": "boxed"}, "CodeVerifier.extract must be last_block"),
         ({"reward": "half"}, "CodeVerifier.reward must be all"),
-        ({"sandbox": "docker"}, "CodeVerifier.sandbox must be auto"),
+        ({"sandbox": "docker"}, "verifier.sandbox must be auto"),
         ({"timeout_s": {"check": 0}}, "CodeVerifier.timeout_s.check must be above 0"),
         ({"timeout_s": {"chekc": 1}}, "CodeVerifier.timeout_s.chekc"),
     ],

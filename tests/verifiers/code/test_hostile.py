@@ -18,8 +18,10 @@ from hostile import HOSTILE, HOSTILE_READERS
 from rlvr_lightning.errors import VerifierError
 from rlvr_lightning.types import Problem
 from rlvr_lightning.verifiers.code.verifier import CodeVerifier
+from rlvr_lightning.verifiers.sandbox import choose, session
 from rlvr_lightning.verifiers.sandbox.choose import KINDS, failure
 from rlvr_lightning.verifiers.sandbox.limits import Limits
+from rlvr_lightning.verifiers.sandbox.rlimits import Rlimits
 from rlvr_lightning.verifiers.sandbox.users import uids_of_this_process
 
 PRESENT = [name for name in KINDS if failure(name) is None]
@@ -148,6 +150,7 @@ import sys
 sys.path[:0] = [{str(Path(__file__).parents[3])!r}]
 from rlvr_lightning.types import Problem
 from rlvr_lightning.verifiers.code.verifier import CodeVerifier
+from rlvr_lightning.verifiers.sandbox.rlimits import Rlimits
 from rlvr_lightning.verifiers.sandbox.users import uids_of_this_process
 ids = uids_of_this_process()
 print(ids.start, ids.stop, flush=True)
@@ -185,6 +188,27 @@ CodeVerifier(extract="whole", sandbox={strength!r}, timeout_s={{"stdin": 60}})(
 @pytest.mark.parametrize("strength", PRESENT)
 def test_the_strength_is_told(strength: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
+    choose._announce.cache_clear()
     judged(strength, "def add(a, b):\n    return a + b\n", ADD, 10.0)
     assert f"sandbox for candidate programs: {strength}" in caplog.text
     assert ("under resource limits alone" in caplog.text) is (strength == "rlimits")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives programs a user of their own")
+def test_a_harness_that_cannot_be_talked_to_takes_its_programs_along(
+    nothing_left: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A daemon of a harness that stands still, as one does that a program managed to stop."""
+    script = """
+import os, time
+uid = os.stat(".").st_uid
+if os.fork() == 0:
+    os.setsid()
+    os.setresuid(uid, uid, uid)
+    os.write(1, (2).to_bytes(8, "little") + b"up")
+time.sleep(1000)
+"""
+    monkeypatch.setattr(session, "KILL_SECONDS", 0.2)
+    started = Rlimits().start(script, Limits())
+    assert started.receive(20, 10) == b"up"
+    started.close()
