@@ -17,9 +17,9 @@ from rlvr_lightning.errors import VerifierError
 from rlvr_lightning.verifiers.code.inside.plain import decode
 from rlvr_lightning.verifiers.code.inside.watch import WALL
 from rlvr_lightning.verifiers.code.inside.wire import MAX_FRAME
-from rlvr_lightning.verifiers.sandbox.choose import Sandbox
 from rlvr_lightning.verifiers.sandbox.limits import MEBIBYTE, Limits
 from rlvr_lightning.verifiers.sandbox.places import libraries
+from rlvr_lightning.verifiers.sandbox.protocol import Sandbox
 
 INSIDE = "rlvr_lightning.verifiers.code.inside"
 # In this order: each imports those before it alone.

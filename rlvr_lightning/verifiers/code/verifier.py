@@ -27,14 +27,12 @@ class Outcome:
         passed, total: tests.
         before_failure: tests passed before the first that failed.
         timeout: whether one took too long.
-        syntax: whether the program is none.
     """
 
     passed: int = 0
     total: int = 0
     before_failure: int = 0
     timeout: bool = False
-    syntax: bool = False
 
     @property
     def correct(self) -> bool:

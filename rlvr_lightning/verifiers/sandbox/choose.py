@@ -5,45 +5,21 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from functools import cache
-from typing import Literal, Protocol, get_args
+from typing import Literal, get_args
 
 from rlvr_lightning.errors import ConfigError, HardwareError, MissingDependencyError, VerifierError
+from rlvr_lightning.verifiers.code.run import Program
 from rlvr_lightning.verifiers.sandbox.bubblewrap import Bubblewrap
 from rlvr_lightning.verifiers.sandbox.landlock import Landlock
 from rlvr_lightning.verifiers.sandbox.limits import Limits
+from rlvr_lightning.verifiers.sandbox.protocol import Sandbox
 from rlvr_lightning.verifiers.sandbox.rlimits import Rlimits
-from rlvr_lightning.verifiers.sandbox.session import Session
 
 Strength = Literal["auto", "bubblewrap", "landlock", "rlimits"]
-GREETING = b"here"
-# The other end of a conversation of one frame.
-PROBE = f"import os; os.write(1, (4).to_bytes(8, 'little') + {GREETING!r})"
+PROGRAM, TEST = "def probe(x): return x + 1", "assert probe(1) == 2"
 PROBE_SECONDS = 20.0
 
 log = logging.getLogger(__name__)
-
-
-class Sandbox(Protocol):
-    """A kind of confinement.
-
-    Args:
-        strength: its name.
-        warning: what it does not keep a program from, or None.
-    """
-
-    @property
-    def strength(self) -> str:
-        """Its name."""
-        ...
-
-    @property
-    def warning(self) -> str | None:
-        """What it does not keep a program from, or None."""
-        ...
-
-    def start(self, script: str, limits: Limits) -> Session:
-        """Start a script inside."""
-        ...
 
 
 # Strongest first.
@@ -52,16 +28,14 @@ KINDS: dict[str, Callable[[], Sandbox]] = {"bubblewrap": Bubblewrap, "landlock":
 
 @cache
 def failure(strength: str) -> str | None:
-    """Why a kind does not work here, or None: it is started once."""
+    """Why a kind does not work here, or None: a right program has passed its test in it."""
     try:
-        session = KINDS[strength]().start(PROBE, Limits())
-        try:
-            answer = session.receive(PROBE_SECONDS, 100)
-        finally:
-            session.close()
+        with Program(KINDS[strength](), Limits(), [PROGRAM], serves=True, timeout_s=PROBE_SECONDS) as program:
+            counts = program.assertions("", TEST, stop=True, timeout_s=PROBE_SECONDS)
+            program.finish()
     except (VerifierError, MissingDependencyError, HardwareError) as error:
         return str(error)
-    return None if answer == GREETING else f"it answered {answer!r}"
+    return None if counts["passed"] == 1 and not counts["failed"] else f"a right program fails in it: {counts}"
 
 
 @cache

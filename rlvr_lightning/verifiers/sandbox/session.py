@@ -49,11 +49,6 @@ class Session:
             self._remove_folder()
             raise VerifierError(f"the sandbox did not start: {error}") from error
 
-    @property
-    def pid(self) -> int:
-        """Of the process that was started."""
-        return self._process.pid
-
     def send(self, payload: bytes, seconds: float) -> None:
         """Send one frame.
 

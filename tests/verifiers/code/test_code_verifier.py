@@ -93,7 +93,7 @@ def test_what_is_extracted_is_the_program() -> None:
         (
             "def f(): raise ValueError('no')",
             "try:\n    f()\n    assert False\nexcept ValueError: pass\nassert True",
-            False,
+            True,
         ),
         ("def f(): raise ValueError('no')", "try:\n    f()\nexcept ValueError as e:\n    assert str(e) == 'no'", True),
         ("class E(Exception): pass\ndef f(): raise E", "try:\n    f()\nexcept Exception:\n    assert True", True),
@@ -139,7 +139,7 @@ def f(x):
     while frame:
         seen.append(str(frame.f_locals) + str(frame.f_globals))
         frame = frame.f_back
-    return any("76543" + "21" in text for text in seen)
+    return any("".join(("76543", "21")) in text for text in seen)
 """
     assert judged(code, asserts("assert f(1) == False", "assert 7654321 == 7654321"), timeout_s={"asserts": 60}).correct
 
@@ -244,12 +244,14 @@ def test_threads_may_judge_at_once() -> None:
 
 
 def test_a_sandbox_that_fails_is_an_error_not_a_reward(monkeypatch: pytest.MonkeyPatch) -> None:
+    verifier = CodeVerifier(extract="whole")
     monkeypatch.setattr(run, "BOOT", "raise SystemExit('broken')")
     with pytest.raises(VerifierError, match=r"the sandbox ended: broken \(exit code 1\)"):
-        judged("def half(x): return x // 2", FOUR)
+        verifier("def half(x): return x // 2", FOUR)
 
 
 def test_a_run_without_its_secret_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    verifier = CodeVerifier(extract="whole")
     honest = run.BOOT.replace(
         ".main()\n", ".send = forged\nsys.modules['rlvr_lightning.verifiers.code.inside.harness'].main()\n"
     )
@@ -259,7 +261,7 @@ def test_a_run_without_its_secret_does_not_count(monkeypatch: pytest.MonkeyPatch
     )
     monkeypatch.setattr(run, "BOOT", honest.replace("for name, code", f"{forging}for name, code"))
     with pytest.raises(VerifierError, match="did not give the run's secret back"):
-        judged("def half(x): return x // 2", FOUR)
+        verifier("def half(x): return x // 2", FOUR)
 
 
 def test_a_named_sandbox_that_does_not_work_is_refused_never_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -318,9 +320,10 @@ def test_the_command_line_reaches_every_setting() -> None:
 
 def test_nothing_waits_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     """A harness that hangs is ended by the judge."""
+    verifier = CodeVerifier(extract="whole", timeout_s={"asserts": 0.1})
     monkeypatch.setattr(run, "BOOT", "import time\ntime.sleep(1000)")
     monkeypatch.setattr(run, "GRACE_SECONDS", 0.5)
     start = time.monotonic()
     with pytest.raises(VerifierError, match="did not answer in time"):
-        judged("def half(x): return x // 2", FOUR, timeout_s={"asserts": 0.1})
+        verifier("def half(x): return x // 2", FOUR)
     assert time.monotonic() - start < 30

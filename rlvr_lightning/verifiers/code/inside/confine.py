@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 import struct
+import time
 from typing import Any
 
 from rlvr_lightning.verifiers.code.inside import kernel
@@ -15,6 +16,7 @@ from rlvr_lightning.verifiers.code.inside import kernel
 PR_SET_DUMPABLE, PR_SET_KEEPCAPS, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 4, 8, 36, 38
 SYS_CAPSET = {"x86_64": 126, "aarch64": 91}
 CAPABILITIES_V3 = 0x20080522
+PAUSE_SECONDS = 0.001
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -133,11 +135,12 @@ def sweep(uid: int | None) -> None:
         uid: the program's user where it is its own.
     """
     while True:
-        with contextlib.suppress(ProcessLookupError):
-            _signal_all(uid)
         try:
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
-            os.waitpid(-1, 0)
         except ChildProcessError:
             return
+        with contextlib.suppress(ProcessLookupError):
+            _signal_all(uid)
+        # Not waited for without an end: an orphan may have come here after the signal.
+        time.sleep(PAUSE_SECONDS)
