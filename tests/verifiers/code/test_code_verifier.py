@@ -198,8 +198,8 @@ def test_livecodebench(code: str, asked: tuple[Any, ...], correct: bool) -> None
 
 def test_the_time_of_a_call_is_its_own() -> None:
     code = "import time\ndef f(x):\n    start = time.process_time()\n    while time.process_time() < start + 0.4: pass\n    return x"
-    asked = livecodebench([(str(i), str(i)) for i in range(10)], "f")
-    assert judged(code, asked, timeout_s={"livecodebench": 1.0}).kind == "correct"
+    asked = livecodebench([(str(i), str(i)) for i in range(12)], "f")
+    assert judged(code, asked, timeout_s={"livecodebench": 2.0}).kind == "correct"
 
 
 def test_time_limits_go_by_kind_and_by_row() -> None:
