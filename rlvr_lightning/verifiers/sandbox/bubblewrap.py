@@ -72,7 +72,7 @@ def _namespaces(root: bool) -> list[str]:
 def _files(limits: Limits) -> list[str]:
     options: list[str] = []
     # Made before anything is mounted on them: a folder of root's own would come out closed to the program.
-    parents = (parent for path in (sys.base_prefix, *libraries()) for parent in reversed(Path(path).parents))
+    parents = (parent for path in (sys.base_prefix, *libraries(), *DEVICES) for parent in reversed(Path(path).parents))
     for folder in dict.fromkeys(parents):
         options += ["--dir", str(folder)]
     for path in readable():
