@@ -17,7 +17,7 @@ from rich.table import Table
 from rlvr_lightning.config.build import component
 from rlvr_lightning.errors import DataError
 from rlvr_lightning.rollout.files import write_whole
-from rlvr_lightning.tasks.jsonl import read_rows
+from rlvr_lightning.tasks.files import read_rows
 from rlvr_lightning.types import VERDICT_KINDS, Problem
 from rlvr_lightning.verifiers.extraction import check_convention
 from rlvr_lightning.verifiers.judging import Judgement
