@@ -24,6 +24,7 @@ from rlvr_lightning.rollout.micro_batches import Budget, Layout
 from rlvr_lightning.rollout.prompts import PromptSource
 from rlvr_lightning.rollout.refill import StepCut
 from rlvr_lightning.rollout.store import phase_records, write_records
+from rlvr_lightning.rollout.synced import SyncedEngine
 from rlvr_lightning.types import Prompt, Rollout, Row, SamplingSpec, StepBatch
 from rlvr_lightning.verifiers.grading import Grading
 
@@ -97,6 +98,7 @@ class RolloutDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         self.source, self.task, self.verifier, self.engine = source, task, verifier, engine
+        self._synced = SyncedEngine(engine, source)
         self.group_size, self.prompts_per_epoch, self.passes = group_size, prompts_per_epoch, passes
         self.prompts_per_step = prompts_per_epoch if prompts_per_step is None else prompts_per_step
         self.max_prompt_tokens, self.overlong_prompts = max_prompt_tokens, overlong_prompts
@@ -114,7 +116,7 @@ class RolloutDataModule(L.LightningDataModule):
         # Version of the policy the buffer was drawn from, and where in the prompt order it began.
         self._buffer_version, self._cursor, self._next_cursor = -1, 0, 0
         self._collector: Collector | None = None
-        self._engine_started = self._packed = False
+        self._packed = False
 
     def phase(self, name: str) -> None:
         """Tell the listeners what is going on: syncing, sampling, verifying, scoring or updating."""
@@ -179,17 +181,15 @@ class RolloutDataModule(L.LightningDataModule):
         drawn_by = (self.source, self.engine, self.verifier, self.advantage, self.sampling, self.group_size)
         self._collector = Collector(*drawn_by, self.seed, self.phase, self.shaping, self.grading, ranks_here)
 
+    def reserve(self, length: int) -> None:
+        """Make room for prompts and responses of other problems than the task's, before the engine starts [tokens]."""
+        self._synced.reserve(length)
+
     def sync_engine(self) -> None:
         """Give the engine the current policy's weights, if it has others. Every rank must call it."""
         assert self.trainer is not None
-        if not self._engine_started:
-            length = self._longest + self.sampling.max_new_tokens
-            device = self.trainer.strategy.root_device
-            self.engine.start(self.source, device, length, self.rlvr_module.compute_dtype)
-            self._engine_started = True
-        if self.engine.policy_version != self.rlvr_module.policy_version:
-            self.phase("syncing")
-            self.engine.sync(self.rlvr_module.policy.full_weights(), self.rlvr_module.policy_version)
+        self._synced.reserve(self._longest + self.sampling.max_new_tokens)
+        self._synced.sync(self.rlvr_module, self.trainer.strategy.root_device, self.phase)
 
     def choose_layout(self) -> None:
         """Ask the model whether responses can be packed. Every rank must call it."""
@@ -294,7 +294,5 @@ class RolloutDataModule(L.LightningDataModule):
         """Free engine and verifier at the end of a run."""
         if stage != "validate" and self._collector is not None:
             self._collector.pool.close()
-        if stage != "validate" and self._engine_started:
-            self.engine.close()
-            self._engine_started = False
-            self.engine.policy_version = -1
+        if stage != "validate":
+            self._synced.close()

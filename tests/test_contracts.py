@@ -17,10 +17,12 @@ from lightning.pytorch.accelerators import CPUAccelerator
 from omegaconf import DictConfig, OmegaConf
 
 from rlvr_lightning.callbacks.table import MetricsTable
-from rlvr_lightning.config.build import build_module, build_trainer, check_hardware, model_source
+from rlvr_lightning.config.build import build_module
 from rlvr_lightning.config.checks import check_judge
+from rlvr_lightning.config.components import model_source
 from rlvr_lightning.config.compose import compose, config_dir
 from rlvr_lightning.config.derived import DerivedNumbers
+from rlvr_lightning.config.trainer import build_trainer, check_hardware
 from rlvr_lightning.errors import ConfigError, HardwareError
 from rlvr_lightning.rollout.engines.vllm_engine import vllm_installed
 from rlvr_lightning.types import Problem, Verdict

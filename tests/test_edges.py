@@ -17,7 +17,8 @@ from hydra.utils import get_class
 from omegaconf import OmegaConf
 
 import rlvr_lightning
-from rlvr_lightning.config.build import build_data, component, model_source
+from rlvr_lightning.config.build import build_data
+from rlvr_lightning.config.components import component, model_source
 from rlvr_lightning.config.compose import compose, config_dir
 from rlvr_lightning.errors import ConfigError
 from rlvr_lightning.rollout.collector import RolloutReport

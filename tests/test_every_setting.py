@@ -18,7 +18,8 @@ from objectives import loss_of, random_case, stats_of
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from rlvr_lightning.config.build import build_module, component
+from rlvr_lightning.config.build import build_module
+from rlvr_lightning.config.components import component
 from rlvr_lightning.config.compose import compose, config_dir
 from rlvr_lightning.models.source import ModelSource
 from rlvr_lightning.objective.step import Step

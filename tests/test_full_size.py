@@ -18,9 +18,11 @@ from torch.distributed.tensor import DTensor
 
 from rlvr_lightning.callbacks.table import MetricsTable
 from rlvr_lightning.cli.plan import plan_run, verdict
-from rlvr_lightning.config.build import build_data, build_module, build_trainer, component, model_source
+from rlvr_lightning.config.build import build_data, build_module
 from rlvr_lightning.config.checks import check_kinds
+from rlvr_lightning.config.components import component, model_source
 from rlvr_lightning.config.compose import compose
+from rlvr_lightning.config.trainer import build_trainer
 from rlvr_lightning.models.policy import Policy
 from rlvr_lightning.models.recompute import recompute
 from rlvr_lightning.models.shapes import packaged

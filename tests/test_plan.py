@@ -14,7 +14,8 @@ import pytest
 from rlvr_lightning.cli.main import main
 from rlvr_lightning.cli.plan import plan_run, verdict
 from rlvr_lightning.config import planned
-from rlvr_lightning.config.build import build_data, build_module, component, model_source
+from rlvr_lightning.config.build import build_data, build_module
+from rlvr_lightning.config.components import component, model_source
 from rlvr_lightning.config.compose import compose
 from rlvr_lightning.models.shapes import packaged
 from rlvr_lightning.models.source import bundled_model

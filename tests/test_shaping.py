@@ -10,7 +10,8 @@ import pytest
 import torch
 from training import fit
 
-from rlvr_lightning.config.build import build_data, component
+from rlvr_lightning.config.build import build_data
+from rlvr_lightning.config.components import component
 from rlvr_lightning.config.compose import compose
 from rlvr_lightning.errors import ConfigError
 from rlvr_lightning.methods.advantages.group_relative import GroupRelative

@@ -15,7 +15,8 @@ from omegaconf import OmegaConf
 from training import SMALL, fit, weights, widest_difference
 
 from rlvr_lightning.cli.main import main
-from rlvr_lightning.config.build import build_data, build_module, build_run, component
+from rlvr_lightning.config.build import build_data, build_module, build_run
+from rlvr_lightning.config.components import component
 from rlvr_lightning.config.compose import compose
 from rlvr_lightning.errors import CheckpointError, ConfigError
 from rlvr_lightning.evaluation.metrics import AvgAtK

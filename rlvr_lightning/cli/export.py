@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rlvr_lightning.config.build import model_source
+from rlvr_lightning.config.components import model_source
 from rlvr_lightning.errors import CheckpointError, ConfigError
 from rlvr_lightning.models.loading import INDEX, SINGLE, build
 from rlvr_lightning.models.policy import Policy

@@ -26,7 +26,7 @@ Reinforcement learning with verifiable rewards, on PyTorch Lightning.
 Verbs
   fit         train; writes checkpoints, logs, rollouts and curves to an output folder
   validate    avg@k and pass@k of the model, or of a run's checkpoint, on the held-out problems, with their errors
-  test        the same, kept as JSON and Markdown and a line a problem
+  test        the same, kept as JSON and Markdown and a line a problem; with benchmark=[NAME,...] on benchmarks instead
   predict     sample responses to the held-out problems into predictions.jsonl.gz
   export      write a run's policy as a Hugging Face folder (adapters merged)
   plan        what a run will need of memory, disk and work, and whether it fits, before a weight is loaded
@@ -54,6 +54,7 @@ Examples
   python -m rlvr_lightning fit -m conf=grpo,archer,lp_reg seed=0,1,2
   python -m rlvr_lightning fit resume=outputs/RUN trainer.max_epochs=200
   python -m rlvr_lightning export resume=outputs/RUN
+  python -m rlvr_lightning test benchmark=[gsm8k,math500] evaluation.folder=DATA model.path=DIR
   python -m rlvr_lightning verify answers.jsonl verifier=math output=verdicts.jsonl
 """
 # What a disk says that takes no more, or nothing at all.

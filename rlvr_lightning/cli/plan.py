@@ -6,8 +6,9 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from rlvr_lightning.config.build import build_module, model_source
+from rlvr_lightning.config.build import build_module
 from rlvr_lightning.config.checks import check_kinds
+from rlvr_lightning.config.components import model_source
 from rlvr_lightning.config.derived import DerivedNumbers
 from rlvr_lightning.config.planned import setup_of, total
 from rlvr_lightning.training.forecast.forecast import TOLERANCE, Forecast, Line, forecast

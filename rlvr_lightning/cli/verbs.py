@@ -67,9 +67,17 @@ def validate(cfg: DictConfig) -> None:
 
 
 def test(cfg: DictConfig) -> None:
-    """The same through Lightning's test loop, kept as files in the output folder."""
+    """The same through Lightning's test loop, kept as files in the output folder; or benchmarks, where any are named."""
     from rlvr_lightning.cli.measured import Measured, show, write
 
+    if cfg.benchmark:
+        from rlvr_lightning.cli.benchmarks import measure_benchmarks
+        from rlvr_lightning.config.build import quiet
+
+        quiet()
+        _logging()
+        measure_benchmarks(cfg)
+        return
     run = _build(cfg)
     run.load()
     run.trainer.test(run.module, run.data, verbose=False)
@@ -103,7 +111,7 @@ def export(cfg: DictConfig) -> None:
 def pretrain(cfg: DictConfig) -> None:
     """Make the bundled model."""
     from rlvr_lightning.cli.pretrain import pretrain as make
-    from rlvr_lightning.config.build import component
+    from rlvr_lightning.config.components import component
 
     _logging()
     path = make(component(cfg, "task"), component(cfg, "pretrain"), Path(cfg.output_dir))

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from rlvr_lightning.config.build import component
+from rlvr_lightning.config.components import component
 from rlvr_lightning.errors import DataError
 from rlvr_lightning.rollout.files import write_whole
 from rlvr_lightning.tasks.files import read_rows

@@ -21,6 +21,13 @@ OPTIONAL: dict[str, type] = {
     "trainer.micro_batch_size": int,
     "trainer.save_every_n_steps": int,
     "trainer.save_every_n_minutes": float,
+    "evaluation.folder": str,
+    "evaluation.every_n_steps": int,
+    "evaluation.samples": int,
+    "evaluation.temperature": float,
+    "evaluation.top_p": float,
+    "evaluation.max_new_tokens": int,
+    "evaluation.limit": int,
 }
 # Of several kinds: checked where they are read.
 MANIFOLD = ("model.gradient_checkpointing", "grading.values", "grading.workers")

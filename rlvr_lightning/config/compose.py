@@ -18,7 +18,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from rlvr_lightning.errors import ConfigError, RLVRError, nearest
 
 # Sections that hold plain settings; components check their own in their constructors.
-SECTIONS = ("model", "rollout", "grading", "optim", "trainer", "hardware")
+SECTIONS = ("model", "rollout", "grading", "evaluation", "optim", "trainer", "hardware")
 # What was taken away, and what to type instead.
 REMOVED = {
     "model.dtype": "there is no model.dtype any more, weights and optimizer state are float32: trainer.precision says "

@@ -19,8 +19,8 @@ from rlvr_lightning.errors import CheckpointError, ConfigError, nearest
 
 log = logging.getLogger(__name__)
 
-# Where a run is computed and what draws its responses is no part of what it is.
-EXCHANGEABLE = ("strategy", "engine")
+# Where a run is computed, what draws its responses and what it is measured on is no part of what it is.
+EXCHANGEABLE = ("strategy", "engine", "benchmark", "benchmarks")
 KEPT = ("resume", *EXCHANGEABLE)
 # Refused for every verb: nothing would come of them.
 UNUSED = {
@@ -78,7 +78,9 @@ def resumed(cfg: DictConfig, overrides: Sequence[str], *, training: bool = True)
     _add_newer_settings(saved, cfg)
     _leave_out_removed(saved)
     parsed = OverridesParser.create().parse_overrides(list(overrides))
-    for group in {item.key_or_group for item in parsed} & {*EXCHANGEABLE}:
+    named = {item.key_or_group for item in parsed} & {*EXCHANGEABLE}
+    # A suite brings its benchmarks.
+    for group in named | ({"benchmark"} if "benchmarks" in named else set()):
         saved[group] = cfg[group]
     for item in parsed:
         if item.key_or_group not in KEPT:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -10,20 +9,18 @@ from itertools import chain
 
 import torch
 
-from rlvr_lightning.errors import RolloutError
 from rlvr_lightning.models.source import ModelSource
 from rlvr_lightning.objective.step import Step
 from rlvr_lightning.protocols import AdvantageEstimator, RewardShaping, RolloutEngine, Verifier
 from rlvr_lightning.rollout.batching import equal_groups, is_cut, is_usable, make_rows, rewards_of, shaped_rewards
+from rlvr_lightning.rollout.drawing import Drawing, Phase
 from rlvr_lightning.rollout.failing import check_errors
-from rlvr_lightning.rollout.prompts import PromptSource, derived_seed
+from rlvr_lightning.rollout.prompts import PromptSource
 from rlvr_lightning.rollout.refill import Group, StepCut, refill
-from rlvr_lightning.types import VERDICT_KINDS, GenerationRequest, Prompt, Rollout, Row, SamplingSpec
-from rlvr_lightning.verifiers.grading import Grading, grade
+from rlvr_lightning.types import VERDICT_KINDS, Prompt, Rollout, Row, SamplingSpec
+from rlvr_lightning.verifiers.grading import Grading
 from rlvr_lightning.verifiers.pool import VerifierPool
 from rlvr_lightning.verifiers.protocol import Composed
-
-Phase = Callable[[str], None]
 
 
 @dataclass
@@ -112,10 +109,10 @@ class Collector:
         grading: Grading | None = None,
         ranks_here: int = 1,
     ) -> None:
-        self.source, self.engine, self.advantage = source, engine, advantage
-        self.sampling, self.group_size, self.seed, self.phase = sampling, group_size, seed, phase
+        self.advantage, self.sampling, self.group_size, self.seed = advantage, sampling, group_size, seed
         self.shaping, self.grading = shaping, grading or Grading()
         self.pool = VerifierPool(verifier, self.grading.workers, self.grading.timeout_s, ranks_here)
+        self.drawing = Drawing(source, engine, self.pool, self.grading, seed, phase)
 
     def draw(
         self, prompts: Sequence[Prompt], samples: int, purpose: str, report: RolloutReport | None = None
@@ -127,34 +124,12 @@ class Collector:
             samples: responses to each.
             purpose: `train` or `held-out`, part of every response's seed.
             report: gets the time that sampling and grading took.
-
-        Raises:
-            RolloutError: the engine holds other weights than it was last synced with, or drew nothing for a prompt.
         """
-        report = RolloutReport() if report is None else report
-        self.phase("sampling")
-        pairs = [(prompt, sample) for prompt in prompts for sample in range(samples)]
-        requests = [
-            GenerationRequest(prompt.token_ids, derived_seed(self.seed, purpose, prompt.index, sample))
-            for prompt, sample in pairs
-        ]
-        began = time.perf_counter()
-        drawn = self.engine.generate(requests, self.sampling)
-        report.add("sampling_s", time.perf_counter() - began)
-        if not all(generation.token_ids for generation in drawn):
-            raise RolloutError("the engine drew an empty response")
-        texts = self.source.tokenizer.batch_decode(
-            [list(generation.token_ids) for generation in drawn], skip_special_tokens=True
-        )
-        rollouts = [
-            Rollout(prompt, sample, generation, text, self.engine.policy_version)
-            for (prompt, sample), generation, text in zip(pairs, drawn, texts, strict=True)
-        ]
-        self.phase("verifying")
-        began = time.perf_counter()
-        graded = grade(rollouts, self.pool, self.grading)
-        report.add("verifying_s", time.perf_counter() - began)
-        return graded
+        drawn = self.drawing.draw(prompts, samples, self.sampling, purpose)
+        if report is not None:
+            report.add("sampling_s", self.drawing.sampling_s)
+            report.add("verifying_s", self.drawing.verifying_s)
+        return drawn
 
     def held_out(self, prompts: Sequence[Prompt], samples: int) -> list[Rollout]:
         """Graded responses to held-out prompts, `samples` for each. Every rank must call it.

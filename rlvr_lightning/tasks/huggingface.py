@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-from rlvr_lightning.errors import DataError, MissingDependencyError
+from rlvr_lightning.tasks.hub import read_hub
 from rlvr_lightning.tasks.hygiene import Screening
 from rlvr_lightning.tasks.rows import RowFormat, divide, to_problems
 from rlvr_lightning.types import Problem
@@ -68,19 +67,7 @@ class HuggingFaceTask:
 
     @staticmethod
     def _load(path: str, name: str | None, split: str, form: RowFormat) -> list[Problem]:
-        try:
-            from datasets import load_dataset
-            from datasets.exceptions import DatasetsError
-        except ImportError as error:
-            raise MissingDependencyError(
-                "task=huggingface needs the datasets package: pip install 'rlvr-lightning[datasets]'"
-            ) from error
-        where = f"{path} ({split})"
-        try:
-            rows: Any = load_dataset(path, name, split=split)
-        except (ValueError, OSError, DatasetsError) as error:
-            raise DataError(f"{where} cannot be loaded: {str(error).splitlines()[0]}") from error
-        return to_problems(((f"{where}, row {index}", row) for index, row in enumerate(rows, 1)), form, where)
+        return to_problems(read_hub(path, name, split), form, f"{path} ({split})")
 
     def train(self) -> Sequence[Problem]:
         """Problems to learn from."""

@@ -50,14 +50,17 @@ class SamplingSpec:
     """How responses are drawn.
 
     Args:
-        temperature: divides the logits, in sampling and in scoring alike; above 0.
+        temperature: divides the logits, in sampling and in scoring alike; 0 takes the most probable token, which is for
+            measuring alone.
         max_new_tokens: tokens at most in a response, the end-of-sequence token included.
         stop_token_ids: a response ends with (and includes) the first of these.
+        top_p: only the most probable tokens that together reach this probability are drawn from; training's is 1.
     """
 
     temperature: float
     max_new_tokens: int
     stop_token_ids: tuple[int, ...]
+    top_p: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ class Generation:
 
     Args:
         token_ids: the response, its stop token included when it ended by one.
-        logprobs: log-probability of each token under the engine's policy at the sampling temperature [nats].
+        logprobs: log-probability of each token in the distribution it was drawn from, under the engine's policy [nats].
         finish_reason: `stop` (ended by itself) or `length` (cut at `max_new_tokens`).
     """
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from training import fit, weights
 
-from rlvr_lightning.config.build import model_source
+from rlvr_lightning.config.components import model_source
 from rlvr_lightning.config.compose import compose
 from rlvr_lightning.models.policy import Policy, positions
 from rlvr_lightning.objective.token_stats import Entropy

@@ -16,7 +16,8 @@ from lightning.pytorch.callbacks import Callback
 from training import SMALL, fit, weights, widest_difference
 
 from rlvr_lightning.cli.main import main
-from rlvr_lightning.config.build import Run, build_data, build_run, component
+from rlvr_lightning.config.build import Run, build_data, build_run
+from rlvr_lightning.config.components import component
 from rlvr_lightning.config.compose import compose
 from rlvr_lightning.config.derived import DerivedNumbers
 from rlvr_lightning.errors import ConfigError

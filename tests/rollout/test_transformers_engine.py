@@ -67,7 +67,7 @@ def test_responses_end_with_their_stop_token_or_at_the_limit(engine: Transformer
 def test_samples_follow_the_distribution() -> None:
     probabilities = torch.tensor([0.5, 0.2, 0.0, 0.25, 0.05])
     rows = 20_000
-    sampler = SeededSampler(range(rows), 2.0, 1, torch.device("cpu"))
+    sampler = SeededSampler(range(rows), SamplingSpec(2.0, 1, ()), torch.device("cpu"))
     scores = (probabilities.log() * 2.0).expand(rows, 5)  # at temperature 2 these are the probabilities
     chosen = sampler(torch.zeros(rows, 1, dtype=torch.long), scores).argmax(-1)
     counts = torch.bincount(chosen, minlength=5) / rows

@@ -28,24 +28,40 @@ class SeededSampler:
 
     Args:
         seeds: one for each row.
-        temperature: divides the logits.
-        length: tokens at most.
+        sampling: temperature, top-p and how many tokens there are at most.
+        device: of the logits.
     """
 
-    def __init__(self, seeds: Sequence[int], temperature: float, length: int, device: torch.device) -> None:
-        self.temperature = temperature
+    def __init__(self, seeds: Sequence[int], sampling: SamplingSpec, device: torch.device) -> None:
+        self.temperature, self.top_p = sampling.temperature, sampling.top_p
+        length = sampling.max_new_tokens
         draws = [torch.rand(length, generator=torch.Generator().manual_seed(s), dtype=torch.float64) for s in seeds]
         self.uniforms = torch.stack(draws).to(device)
         self.logprobs: list[Float[Tensor, " B"]] = []
 
     def __call__(self, input_ids: Int[Tensor, "B L"], scores: Float[Tensor, "B V"]) -> Float[Tensor, "B V"]:
         """Inverse transform sampling: the first token whose cumulative probability exceeds the uniform number."""
-        logprobs = torch.log_softmax(scores.float() / self.temperature, dim=-1)
+        logprobs = self._distribution(scores.float())
         cumulative = logprobs.double().exp().cumsum(-1)
         uniforms = self.uniforms[:, len(self.logprobs)].unsqueeze(-1) * cumulative[:, -1:]
         chosen = torch.searchsorted(cumulative, uniforms, right=True).clamp(max=scores.shape[-1] - 1)
         self.logprobs.append(logprobs.gather(-1, chosen).squeeze(-1))
         return torch.full_like(scores, -torch.inf).scatter(-1, chosen, 0.0)
+
+    def _distribution(self, logits: Float[Tensor, "B V"]) -> Float[Tensor, "B V"]:
+        """What is drawn from [nats]."""
+        if self.temperature == 0:
+            best = logits.argmax(-1, keepdim=True)
+            return torch.full_like(logits, -torch.inf).scatter(-1, best, 0.0)
+        logprobs = torch.log_softmax(logits / self.temperature, dim=-1)
+        if self.top_p == 1:
+            return logprobs
+        ordered, order = logprobs.sort(dim=-1, descending=True, stable=True)
+        probabilities = ordered.double().exp()
+        # A token is in where those before it do not reach top_p yet: the first is always in.
+        left_out = (probabilities.cumsum(-1) - probabilities) >= self.top_p
+        kept = logprobs.scatter(-1, order, ordered.masked_fill(left_out, -torch.inf))
+        return torch.log_softmax(kept, dim=-1)
 
 
 class TransformersEngine:
@@ -111,7 +127,7 @@ class TransformersEngine:
         for row, request in enumerate(requests):
             ids[row, width - len(request.token_ids) :] = torch.tensor(request.token_ids)
             mask[row, width - len(request.token_ids) :] = 1
-        sampler = SeededSampler([r.seed for r in requests], sampling.temperature, sampling.max_new_tokens, device)
+        sampler = SeededSampler([r.seed for r in requests], sampling, device)
         config = GenerationConfig(
             max_new_tokens=sampling.max_new_tokens,
             do_sample=False,

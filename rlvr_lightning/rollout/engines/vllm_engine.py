@@ -121,6 +121,7 @@ class VLLMEngine:
         params = [
             SamplingParams(
                 temperature=sampling.temperature,
+                top_p=sampling.top_p,
                 max_tokens=sampling.max_new_tokens,
                 stop_token_ids=list(sampling.stop_token_ids),
                 seed=request.seed,

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from rlvr_lightning.config.build import component
+from rlvr_lightning.config.components import component
 from rlvr_lightning.config.compose import compose
 from rlvr_lightning.errors import ConfigError, DataError, HardwareError, VerifierError
 from rlvr_lightning.types import Problem, Verdict

@@ -1,0 +1,1 @@
+"""Benchmarks: whose problems, by which protocol, beside which published numbers."""

@@ -1,0 +1,1 @@
+"""Benchmarks measured: responses drawn, judged, kept, and gone on from."""
