@@ -77,6 +77,15 @@ REACHES: dict[str, tuple[Any, Where, Any]] = {
 # They make no run but decide whether there is one, or are read by a verb.
 ELSEWHERE = {
     "rollout.top_p": "test_cli.py",
+    "evaluation.folder": "test_benchmarks.py",
+    "evaluation.models": "test_benchmarks.py",
+    "evaluation.every_n_steps": "test_benchmarks.py",
+    "evaluation.samples": "test_benchmarks.py",
+    "evaluation.temperature": "test_benchmarks.py",
+    "evaluation.top_p": "test_benchmarks.py",
+    "evaluation.max_new_tokens": "test_benchmarks.py",
+    "evaluation.limit": "test_benchmarks.py",
+    "evaluation.batch_responses": "test_benchmarks.py",
     "hardware.gpus": "test_contracts.py",
     "hardware.gpu_memory_gb": "test_plan.py",
     "hardware.check": "test_plan.py",

@@ -93,11 +93,7 @@ def benchmark_folder(output_dir: Path, version: int) -> Path:
 
 def told(measured: Measured) -> str:
     """A line: averages with their standard errors."""
-    average, passing = measured.average, measured.passing
-    return (
-        f"{average.name} {average.value:.3f} ± {average.standard_error:.3f}, "
-        f"{passing.name.removeprefix(measured.name).strip()} {passing.value:.3f} ± {passing.standard_error:.3f}"
-    )
+    return ", ".join(f"{one.name} {one.value:.3f} ± {one.standard_error:.3f}" for one in measured.estimates)
 
 
 def _metrics(measured: Measured) -> dict[str, float]:

@@ -70,7 +70,7 @@ def _measure(cfg: DictConfig, one: Candidate, console: Console) -> tuple[dict[st
 
 def _tell(one: Candidate, measured: Sequence[Measured], console: Console) -> None:
     """One policy's table, and its files."""
-    estimates = [estimate for result in measured for estimate in (result.average, result.passing)]
+    estimates = [estimate for result in measured for estimate in result.estimates]
     if len(measured) > 1:
         estimates.append(mean_of(measured))
     console.print(as_table(one.label, estimates))

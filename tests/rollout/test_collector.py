@@ -114,7 +114,7 @@ def test_the_report_counts_what_was_drawn(drawn: Collected, phases: list[str]) -
 def test_speed_is_in_tokens_of_all_ranks_a_second() -> None:
     report = RolloutReport()
     names = ("responses", "graded", "reward", "correct", "truncated", "masked", "equal_groups", "groups", "dropped")
-    for name in (*names, "refilled", "errors", "batches"):
+    for name in (*names, "refilled", "batches", *(f"kind/{kind}" for kind in VERDICT_KINDS)):
         report.add(name, 1)
     for name, value in (("ranks", 2), ("tokens", 60), ("tokens", 40), ("sampling_s", 0.5), ("verifying_s", 0.25)):
         report.add(name, value)

@@ -25,6 +25,7 @@ from rlvr_lightning.verifiers.math import MathVerifier
 from rlvr_lightning.verifiers.pool import VerifierPool
 
 Open = Callable[..., VerifierPool]
+BEFORE: list[psutil.Process] = []
 ROOT = Path(__file__).parents[2]
 
 
@@ -34,6 +35,7 @@ def problem(answer: str = "4", name: str = "p1") -> Problem:
 
 @pytest.fixture
 def opened() -> Iterator[Open]:
+    BEFORE[:] = psutil.Process().children(recursive=True)
     pools: list[VerifierPool] = []
 
     def make(verifier: Any, **settings: Any) -> VerifierPool:
@@ -50,7 +52,8 @@ def judged(pool: VerifierPool, *responses: str) -> list[Judgement]:
 
 
 def children() -> list[psutil.Process]:
-    return psutil.Process().children(recursive=True)
+    """Processes since the test began: other tests of this process may have left theirs at work."""
+    return [process for process in psutil.Process().children(recursive=True) if process not in BEFORE]
 
 
 def gone(processes: list[psutil.Process], within_s: float = 10.0) -> bool:

@@ -193,7 +193,8 @@ def test_no_more_requests_at_a_time_than_allowed(server: Server) -> None:
     kinds = Counter(one.kind for one in found)
     pool.close()
     assert kinds == {"correct": 12}
-    assert server.busiest == 3
+    # At once, but on a busy machine perhaps never all of them.
+    assert 2 <= server.busiest <= 3
     assert pool.num_processes == 0
 
 

@@ -57,6 +57,12 @@ class Measured:
             sum(record["finish_reason"] == "length" for record in records) / len(records),
         )
 
+    @property
+    def estimates(self) -> list[Estimate]:
+        """What a table shows: of one response a problem pass@1 is the average itself."""
+        once = len(self.problems[0].correct) == 1
+        return [self.average] if once else [self.average, self.passing]
+
     def record(self) -> dict[str, Any]:
         """Everything known of it, but the problems one by one."""
         return {
@@ -73,7 +79,7 @@ def mean_of(measured: Sequence[Measured]) -> Estimate:
     """The mean over benchmarks of their averages, each counting the same, as papers have it.
 
     The benchmarks are what they are and no sample of others: the error comes of their problems alone, which are
-    independent of each other's. The interval is the normal one.
+    independent of each other's. The interval is the normal one, within what a share can be.
     """
     averages = [one.average for one in measured]
     value = sum(average.value for average in averages) / len(averages)
@@ -81,4 +87,5 @@ def mean_of(measured: Sequence[Measured]) -> Estimate:
     level = averages[0].level
     reach = STANDARD_NORMAL.inv_cdf(0.5 + level / 2) * error
     problems, units = (sum(getattr(average, size) for average in averages) for size in ("num_problems", "num_units"))
-    return Estimate("mean of averages", value, error, value - reach, value + reach, level, "normal", problems, units)
+    low, high = max(0.0, value - reach), min(1.0, value + reach)
+    return Estimate("mean of averages", value, error, low, high, level, "normal", problems, units)
