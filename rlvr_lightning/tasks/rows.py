@@ -11,6 +11,9 @@ from typing import Any
 from rlvr_lightning.errors import ConfigError, DataError
 from rlvr_lightning.types import Problem
 
+# Of a row, by the names and places that lead to it: {row.starter_code}, {row.tests.asserts.0}.
+FIELD = r"\{row\.(\w+(?:\.\w+)*)\}"
+
 
 @dataclass(frozen=True)
 class RowFormat:
@@ -23,10 +26,10 @@ class RowFormat:
         id_field: a unique name; rows without it are numbered.
         answer_pattern: a regular expression whose first group is the answer within its field, or None for all of it.
         system: a system message, or None.
-        template: the user message; `{problem}` stands for the question.
+        template: the user message; `{problem}` stands for the question, `{row.tests.asserts.0}` for another field of the row.
 
     Raises:
-        ConfigError: the template lacks `{problem}`, or the pattern is no regular expression with a group.
+        ConfigError: the template lacks `{problem}` or shows the answer, or the pattern is no regular expression with a group.
     """
 
     problem_field: str = "problem"
@@ -39,6 +42,9 @@ class RowFormat:
     def __post_init__(self) -> None:
         if "{problem}" not in self.template:
             raise ConfigError(f"task.template must contain {{problem}}; got {self.template!r}")
+        for path in re.findall(FIELD, self.template):
+            if path.split(".")[0] in (self.problem_field, self.answer_field, self.id_field):
+                raise ConfigError(f"task.template may show other fields of the row than {{row.{path}}}")
         if self.answer_pattern is not None:
             try:
                 groups = re.compile(self.answer_pattern).groups
@@ -61,8 +67,7 @@ class RowFormat:
                 raise DataError(f"{where}: task.answer_pattern finds no answer in {answer[-60:]!r}")
             answer = match.group(1).strip()
         messages = [{"role": "system", "content": self.system}] if self.system else []
-        # Not str.format: LaTeX is full of braces.
-        messages.append({"role": "user", "content": self.template.replace("{problem}", question)})
+        messages.append({"role": "user", "content": question.join(self._around(row, where))})
         used = (self.problem_field, self.answer_field, self.id_field)
         meta = {key: value for key, value in row.items() if key not in used}
         if self.answer_field is None:
@@ -73,9 +78,14 @@ class RowFormat:
     def question(self, problem: Problem) -> str:
         """What is asked of a problem of this form, without the template around it."""
         content = problem.messages[-1]["content"]
-        before, *after = self.template.split("{problem}")
+        before, *after = self._around(problem.meta, problem.id)
         length = (len(content) - len(before) - sum(map(len, after))) // len(after)
         return content[len(before) : len(before) + length]
+
+    def _around(self, row: Mapping[str, Any], where: str) -> list[str]:
+        """What the template has before, between and after the question. Not str.format: LaTeX is full of braces."""
+        parts = self.template.split("{problem}")
+        return [re.sub(FIELD, lambda match: _shown(row, match.group(1), where), part) for part in parts]
 
     @staticmethod
     def field(row: Mapping[str, Any], field: str, where: str) -> str:
@@ -94,6 +104,29 @@ class RowFormat:
                 "(task.problem_field and task.answer_field name the fields)"
             )
         return value.strip()
+
+
+def _shown(row: Mapping[str, Any], path: str, where: str) -> str:
+    """A field that the template shows; it may be empty.
+
+    Raises:
+        DataError: the row has no such field, or it is neither a text nor a number.
+    """
+    value: Any = row
+    for step in path.split("."):
+        if isinstance(value, Mapping) and step in value:
+            value = value[step]
+        elif isinstance(value, Sequence) and not isinstance(value, str) and step.isdecimal() and int(step) < len(value):
+            value = value[int(step)]
+        else:
+            raise DataError(
+                f"{where}: the template shows {{row.{path}}}, and the row has no {step!r} there; it has {', '.join(map(str, row))}"
+            )
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise DataError(
+            f"{where}: the template shows {{row.{path}}}, which is neither a text nor a number: {value!r:.60}"
+        )
+    return str(value)
 
 
 def to_problems(rows: Iterable[tuple[str, Mapping[str, Any]]], form: RowFormat, source: str) -> list[Problem]:

@@ -10,6 +10,7 @@ import pytest
 
 from rlvr_lightning.errors import ConfigError, DataError, MissingDependencyError
 from rlvr_lightning.tasks.jsonl import JsonlTask
+from rlvr_lightning.tasks.rows import RowFormat
 
 ROWS = [{"id": f"r{i}", "problem": f"What is {i}+{i}?", "answer": 2 * i, "level": i % 3} for i in range(20)]
 
@@ -206,3 +207,43 @@ def test_rows_with_tests_instead_of_an_answer_keep_them_and_the_question(tmp_pat
     (problem,) = task.train()
     assert (problem.answer, problem.messages[0]["content"]) == ("", "Go on: def f():")
     assert problem.meta == {"tests": rows[0]["tests"], "problem": "def f():"}
+
+
+def test_the_template_shows_other_fields_of_the_row(tmp_path: Path) -> None:
+    row = {
+        "problem": r"Sort {row.level} $\\frac{1}{x}$.",
+        "tests": {"asserts": ["assert f(1) == 2", "no"]},
+        "level": 3,
+        "hint": "",
+    }
+    path = write(tmp_path / "a.jsonl", [row])
+    template = "Level {row.level}: {problem}{row.hint} Pass {row.tests.asserts.0} in \\boxed{row}. {problem}"
+    task = JsonlTask(path, held_out=0, answer_field=None, template=template)
+    (problem,) = task.train()
+    question = row["problem"]
+    assert problem.messages[0]["content"] == (
+        f"Level 3: {question} Pass assert f(1) == 2 in \\boxed{{row}}. {question}"
+    )
+    assert RowFormat(answer_field=None, template=template).question(problem) == question
+
+
+@pytest.mark.parametrize(
+    ("shown", "message"),
+    [
+        (
+            "row.hint",
+            r"a\.jsonl, line 1: the template shows \{row\.hint\}, and the row has no 'hint' there; it has problem, tests",
+        ),
+        ("row.tests.asserts.2", "the row has no '2' there"),
+        ("row.tests.asserts", "which is neither a text nor a number"),
+    ],
+)
+def test_what_the_template_shows_must_be_there(tmp_path: Path, shown: str, message: str) -> None:
+    path = write(tmp_path / "a.jsonl", [{"problem": "p", "tests": {"asserts": ["a", "b"]}}])
+    with pytest.raises(DataError, match=message):
+        JsonlTask(path, held_out=0, answer_field=None, template=f"{{problem}} {{{shown}}}")
+
+
+def test_the_template_does_not_show_the_answer(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"task\.template may show other fields of the row than \{row\.answer\}"):
+        JsonlTask(write(tmp_path / "a.jsonl", ROWS), template="{problem} {row.answer}")
