@@ -18,12 +18,11 @@ from rlvr_lightning.rollout import checks
 from rlvr_lightning.rollout.balance import balanced
 from rlvr_lightning.rollout.buffers import load_buffer, save_buffer
 from rlvr_lightning.rollout.collector import Collected, Collector
-from rlvr_lightning.rollout.gathering import from_all_ranks
 from rlvr_lightning.rollout.isolation import Packing, settled_packing
+from rlvr_lightning.rollout.keeping import keep_phase
 from rlvr_lightning.rollout.micro_batches import Budget, Layout
 from rlvr_lightning.rollout.prompts import PromptSource
 from rlvr_lightning.rollout.refill import StepCut
-from rlvr_lightning.rollout.store import phase_records, write_records
 from rlvr_lightning.rollout.synced import SyncedEngine
 from rlvr_lightning.types import Prompt, Rollout, Row, SamplingSpec, StepBatch
 from rlvr_lightning.verifiers.grading import Grading
@@ -245,10 +244,7 @@ class RolloutDataModule(L.LightningDataModule):
         self.last_rollouts = [rollout for group in drawn.rollouts for rollout in group]
         if self.output_dir is None:
             return
-        records = from_all_ranks(phase_records(drawn.rollouts, drawn.steps))
-        if self.ranks[0] == 0:
-            ordered = sorted(records, key=lambda record: (record["prompt_index"], record["sample"]))
-            write_records(self._rollouts / f"version_{self._buffer_version}.jsonl.gz", ordered)
+        keep_phase(self.output_dir, self._buffer_version, drawn)
         if self.steps_per_epoch > 1:
             save_buffer(self._rollouts, self._buffer_version, self._steps, self.report, *self.ranks)
 

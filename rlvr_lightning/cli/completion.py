@@ -56,7 +56,7 @@ def candidates(words: Sequence[str]) -> list[str]:
 
     typed = words[-1] if words else ""
     if len(words) <= 1:
-        return [verb for verb in sorted([*VERBS, "completion"]) if verb.startswith(typed)]
+        return [verb for verb in sorted([*VERBS, "compare", "completion"]) if verb.startswith(typed)]
     groups = {folder.name: folder for folder in config_dir().iterdir() if folder.is_dir()}
     members = {
         "conf" if name == "experiment" else name: sorted(file.stem for file in folder.glob("*.yaml"))

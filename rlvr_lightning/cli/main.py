@@ -31,6 +31,7 @@ Verbs
   export      write a run's policy as a Hugging Face folder (adapters merged)
   plan        what a run will need of memory, disk and work, and whether it fits, before a weight is loaded
   verify      judge the responses in a file: verify FILE.jsonl verifier=NAME output=OUT.jsonl
+  compare     two policies on the same problems: compare FIRST SECOND, files or folders of test or predict
   pretrain    make the bundled tiny model from nothing
   completion  print the shell completion script (bash, zsh or fish)
 
@@ -55,6 +56,7 @@ Examples
   python -m rlvr_lightning fit resume=outputs/RUN trainer.max_epochs=200
   python -m rlvr_lightning export resume=outputs/RUN
   python -m rlvr_lightning test benchmark=[gsm8k,math500] evaluation.folder=DATA model.path=DIR
+  python -m rlvr_lightning compare outputs/RUN/benchmarks/step_00000000 outputs/RUN/benchmarks/step_00000200
   python -m rlvr_lightning verify answers.jsonl verifier=math output=verdicts.jsonl
 """
 # What a disk says that takes no more, or nothing at all.
@@ -123,21 +125,26 @@ def _dispatch(arguments: list[str]) -> int:
 
         sys.stdout.write(f"rlvr_lightning {rlvr_lightning.__version__}\n")
         return 0
-    if arguments[0] == "completion":
-        from rlvr_lightning.cli.completion import completion
-
-        sys.stdout.write(completion(arguments[1:]))
-        return 0
-    from rlvr_lightning.cli.verbs import VERBS
-
     verb, rest = arguments[0], arguments[1:]
-    if verb not in VERBS:
-        from rlvr_lightning.errors import ConfigError, nearest
-
-        raise ConfigError(f"there is no verb {verb}; {nearest(verb, [*VERBS, 'completion'])}")
     if "--help" in rest or "-h" in rest:
         sys.stdout.write(_usage())
         return 0
+    if verb == "completion":
+        from rlvr_lightning.cli.completion import completion
+
+        sys.stdout.write(completion(rest))
+        return 0
+    if verb == "compare":
+        from rlvr_lightning.cli.compare import compare
+
+        compare(rest)
+        return 0
+    from rlvr_lightning.cli.verbs import VERBS
+
+    if verb not in VERBS:
+        from rlvr_lightning.errors import ConfigError, nearest
+
+        raise ConfigError(f"there is no verb {verb}; {nearest(verb, [*VERBS, 'compare', 'completion'])}")
     return _compose_and_run(VERBS[verb], verb, rest)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import cast
 
 import lightning as L
@@ -11,7 +11,7 @@ from torchmetrics import SumMetric
 
 from rlvr_lightning.evaluation.metrics import AvgAtK, PassAtK
 from rlvr_lightning.protocols import RolloutData
-from rlvr_lightning.tasks.outcomes import cluster_of
+from rlvr_lightning.tasks.outcomes import outcomes_of
 from rlvr_lightning.types import VERDICT_KINDS, Outcomes, Prompt, Rollout
 
 
@@ -71,7 +71,7 @@ class EvaluatedModule(L.LightningModule):
             cast(AvgAtK, metric).update(table)
         for place, prompt in enumerate(prompts):
             first = place * self.eval_samples
-            self.outcomes[prompt.index] = _outcomes(prompt, rollouts[first : first + self.eval_samples])
+            self.outcomes[prompt.index] = outcomes_of(rollouts[first : first + self.eval_samples])
 
     def on_validation_epoch_end(self) -> None:
         """Log avg@k and pass@k; those before the first step are the baseline."""
@@ -96,10 +96,3 @@ class EvaluatedModule(L.LightningModule):
     def predict_step(self, prompts: list[Prompt], batch_idx: int) -> None:
         """Graded responses to each prompt, kept in `predictions` (Lightning's own collection takes tensors alone)."""
         self.predictions.extend(self._data.evaluate(prompts))
-
-
-def _outcomes(prompt: Prompt, rollouts: Sequence[Rollout]) -> Outcomes:
-    verdicts = [rollout.verdict for rollout in rollouts]
-    correct = tuple(None if verdict is None else verdict.correct for verdict in verdicts)
-    rewards = tuple(None if verdict is None else verdict.reward for verdict in verdicts)
-    return Outcomes(prompt.problem.id, correct, rewards, cluster_of(prompt.problem.meta))

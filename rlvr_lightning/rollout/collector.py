@@ -17,7 +17,8 @@ from rlvr_lightning.rollout.drawing import Drawing, Phase
 from rlvr_lightning.rollout.failing import check_errors
 from rlvr_lightning.rollout.prompts import PromptSource
 from rlvr_lightning.rollout.refill import Group, StepCut, refill
-from rlvr_lightning.types import VERDICT_KINDS, Prompt, Rollout, Row, SamplingSpec
+from rlvr_lightning.tasks.outcomes import outcomes_of
+from rlvr_lightning.types import VERDICT_KINDS, Outcomes, Prompt, Rollout, Row, SamplingSpec
 from rlvr_lightning.verifiers.grading import Grading
 from rlvr_lightning.verifiers.pool import VerifierPool
 from rlvr_lightning.verifiers.protocol import Composed
@@ -70,12 +71,14 @@ class Collected:
         steps: their rows, in the same order.
         report: of all responses drawn: of the groups learned from alone, the mean reward would hardly ever change.
         batches: batches of prompts drawn.
+        groups: what became of every group drawn, also of those that nothing is learned from, by its prompt's place.
     """
 
     rollouts: list[list[Rollout]]
     steps: list[list[Row]]
     report: RolloutReport
     batches: int
+    groups: dict[int, Outcomes]
 
 
 class Collector:
@@ -188,7 +191,9 @@ class Collector:
             )
             for of_step in rollouts
         ]
-        return Collected(rollouts, steps, report, batches)
+        drawn = [every[first : first + self.group_size] for first in range(0, len(every), self.group_size)]
+        groups = {group[0].prompt.index: outcomes_of(group) for group in drawn}
+        return Collected(rollouts, steps, report, batches, groups)
 
     def _draw_groups(
         self, prompts: PromptSource, start: int, cut: StepCut, report: RolloutReport, every: list[Rollout], batch: int

@@ -1,4 +1,4 @@
-"""Verdicts of problems on disk: one line a problem (`test`), or one a response (`predict`)."""
+"""Verdicts of problems on disk: one line a problem (`test`), a group (`solve_rates.jsonl`), or a response (`predict`)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from rlvr_lightning.errors import DataError
 from rlvr_lightning.tasks.files import read_rows
-from rlvr_lightning.types import Outcomes
+from rlvr_lightning.types import Outcomes, Rollout
 
 
 def read_outcomes(path: Path) -> list[Outcomes]:
@@ -17,8 +17,9 @@ def read_outcomes(path: Path) -> list[Outcomes]:
 
     Args:
         path: JSON lines (gzipped or not) or Parquet. Either a problem each: `id`, lists `correct` and `rewards` (one of
-            them may be absent), and `cluster` where it has one; or a response each: `problem_id`, `correct`, `reward`.
-            None stands for a response without a verdict.
+            them may be absent), and `cluster` where it has one; or, with a `version` besides, a group of its responses each,
+            which add up; or a response each: `problem_id`, `correct`, `reward`. None stands for a response without a
+            verdict.
 
     Raises:
         DataError: the file is missing or empty, a row is of neither form, or a problem stands there twice.
@@ -26,15 +27,15 @@ def read_outcomes(path: Path) -> list[Outcomes]:
     problems: dict[str, Outcomes] = {}
     for where, row in read_rows(path):
         if "problem_id" in row:
-            name = str(row["problem_id"])
-            before = problems.get(name, Outcomes(name, ()))
             verdict, reward = _verdicts([row.get("correct")], where), _rewards([row.get("reward")], where)
-            problems[name] = Outcomes(name, before.correct + verdict, before.rewards + reward, cluster_of(row))
+            found = Outcomes(str(row["problem_id"]), verdict, reward, cluster_of(row))
         else:
-            problem = _problem(where, row)
-            if problem.id in problems:
-                raise DataError(f"{where}: problem {problem.id} stands in this file already")
-            problems[problem.id] = problem
+            found = _problem(where, row)
+            if found.id in problems and "version" not in row:
+                raise DataError(f"{where}: problem {found.id} stands in this file already")
+        before = problems.get(found.id, Outcomes(found.id, ()))
+        both = (before.correct + found.correct, before.rewards + found.rewards)
+        problems[found.id] = Outcomes(found.id, *both, found.cluster)
     if not problems:
         raise DataError(f"{path} has no rows")
     return list(problems.values())
@@ -49,6 +50,15 @@ def outcome_lines(problems: Iterable[Outcomes]) -> bytes:
             row["cluster"] = problem.cluster
         lines.append(json.dumps(row, ensure_ascii=False) + "\n")
     return "".join(lines).encode()
+
+
+def outcomes_of(rollouts: Sequence[Rollout]) -> Outcomes:
+    """What became of a problem whose graded responses these are."""
+    problem = rollouts[0].prompt.problem
+    verdicts = [rollout.verdict for rollout in rollouts]
+    correct = tuple(None if verdict is None else verdict.correct for verdict in verdicts)
+    rewards = tuple(None if verdict is None else verdict.reward for verdict in verdicts)
+    return Outcomes(problem.id, correct, rewards, cluster_of(problem.meta))
 
 
 def cluster_of(meta: Mapping[str, Any]) -> str | None:
