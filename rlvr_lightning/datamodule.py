@@ -97,7 +97,6 @@ class RolloutDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         self.source, self.task, self.verifier, self.engine = source, task, verifier, engine
-        self._synced = SyncedEngine(engine, source)
         self.group_size, self.prompts_per_epoch, self.passes = group_size, prompts_per_epoch, passes
         self.prompts_per_step = prompts_per_epoch if prompts_per_step is None else prompts_per_step
         self.max_prompt_tokens, self.overlong_prompts = max_prompt_tokens, overlong_prompts
@@ -115,6 +114,7 @@ class RolloutDataModule(L.LightningDataModule):
         # Version of the policy the buffer was drawn from, and where in the prompt order it began.
         self._buffer_version, self._cursor, self._next_cursor = -1, 0, 0
         self._collector: Collector | None = None
+        self._synced: SyncedEngine
         self._packed = False
 
     def phase(self, name: str) -> None:
@@ -174,6 +174,7 @@ class RolloutDataModule(L.LightningDataModule):
         if held_out:
             apart = PromptSource(held_out, self.source.tokenizer, self.seed, *limits)
             self.held_out_prompts, self._longest = apart.in_order(), max(self._longest, apart.longest)
+        self._synced = SyncedEngine(self.engine, self.source)
         stops = self.source.stop_token_ids()
         self.sampling = SamplingSpec(self.temperature, self.sampling.max_new_tokens, stops)
         ranks_here = self.trainer.num_devices
@@ -290,5 +291,4 @@ class RolloutDataModule(L.LightningDataModule):
         """Free engine and verifier at the end of a run."""
         if stage != "validate" and self._collector is not None:
             self._collector.pool.close()
-        if stage != "validate":
             self._synced.close()

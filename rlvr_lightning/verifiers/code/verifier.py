@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
@@ -9,13 +11,15 @@ from typing import ClassVar, Literal, get_args
 from rlvr_lightning.errors import ConfigError
 from rlvr_lightning.types import Problem, Verdict, VerdictKind
 from rlvr_lightning.verifiers.code.compare import RULES
-from rlvr_lightning.verifiers.code.program import CONVENTIONS, extract_program, sources_of
+from rlvr_lightning.verifiers.code.program import CONVENTIONS, extract_program, fenced_blocks, sources_of
 from rlvr_lightning.verifiers.code.run import Program
 from rlvr_lightning.verifiers.code.tests import Cases, Script, Tests, read_tests
 from rlvr_lightning.verifiers.sandbox.choose import Strength, choose_sandbox
 from rlvr_lightning.verifiers.sandbox.limits import Limits
 
 Reward = Literal["all", "share", "first_failure"]
+# Of processor time, for a response that stands without a fence.
+COMPILE_SECONDS = 5.0
 KINDS = ("check", "asserts", "functional", "stdin", "call", "livecodebench")
 
 
@@ -50,7 +54,7 @@ class CodeVerifier:
             `last_block`, `first_block`, `all_blocks`, `whole`.
         reward: `all` (1 if every test passes, else 0), `share` (of tests that pass), `first_failure` (of tests before the
             first that fails).
-        sandbox: `auto` (the strongest that works here), `bubblewrap` or `rlimits`: that one or none.
+        sandbox: `auto` (the strongest that works here), `bubblewrap`, `landlock` or `rlimits`: that one or none.
         timeout_s: by kind of tests: of all assertions of a problem, of each case of `stdin`, `call` and LiveCodeBench
             [seconds of processor time; three times as long by the clock]; a row's own `time_limit_s` may be longer.
         limits: of what a program may use.
@@ -61,6 +65,8 @@ class CodeVerifier:
     """
 
     judges: ClassVar[str] = "code"
+    # A run waits for other processes and has limits of its own: threads are enough, and none of them can be hung.
+    concurrency: ClassVar[int] = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
 
     def __init__(
         self,
@@ -92,7 +98,8 @@ class CodeVerifier:
             problem: its `meta` is the row with the tests.
 
         Returns:
-            The verdict; `extracted` is the program's first 200 characters, None where there is no program.
+            The verdict; `extracted` is the program's first 200 characters, None where there is no program: no block of
+            code, or without any block a text that is no Python.
 
         Raises:
             DataError: the row's tests cannot be read.
@@ -102,16 +109,32 @@ class CodeVerifier:
         code = extract_program(response, self.extract)
         if code is None:
             return Verdict(0.0, False, None, "unparsable")
-        outcome = self._judge(code, tests, problem)
+        sources = self._sources(code, tests, problem)
+        outcome = self._judge(sources, tests)
+        guessed = self.extract == "auto" and not fenced_blocks(response)
+        if guessed and not outcome.passed and not self._is_python(sources[-1]):
+            return Verdict(0.0, False, None, "unparsable")
         reached = outcome.before_failure if self.reward == "first_failure" else outcome.passed
         reward = float(outcome.correct) if self.reward == "all" else reached / max(1, outcome.total)
         kind: VerdictKind = "correct" if outcome.correct else "timeout" if outcome.timeout else "wrong"
         return Verdict(reward, outcome.correct, code[:200], kind)
 
-    def _judge(self, code: str, tests: Tests, problem: Problem) -> Outcome:
+    @staticmethod
+    def _sources(code: str, tests: Tests, problem: Problem) -> list[str]:
+        """What is run, one after the other; the first is the tests' own."""
         asked = str(problem.meta.get("problem") or problem.messages[-1]["content"]) if tests.kind == "check" else ""
         entry = tests.entry_point if isinstance(tests, Script) and tests.kind == "check" else None
-        sources = [tests.setup, *sources_of(code, asked, entry)]
+        return [tests.setup, *sources_of(code, asked, entry)]
+
+    def _is_python(self, source: str) -> bool:
+        """Whether it can be compiled, which is tried inside as well: what a response makes a compiler do is its own affair."""
+        compiles = f"compile({source!r}, '<response>', 'exec')"
+        with Program(self._sandbox, self.limits, [compiles], serves=False, timeout_s=COMPILE_SECONDS) as program:
+            ended, _ = program.run("", COMPILE_SECONDS)
+            program.finish()
+        return ended == "exit 0"
+
+    def _judge(self, sources: list[str], tests: Tests) -> Outcome:
         seconds = self.timeout_s[tests.kind]
         if isinstance(tests, Script):
             return self._assertions(sources, tests, seconds)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import ClassVar
 
 from rlvr_lightning.verifiers.sandbox.confinement import Confinement
+from rlvr_lightning.verifiers.sandbox.folders import new_folder
 from rlvr_lightning.verifiers.sandbox.limits import Limits
 from rlvr_lightning.verifiers.sandbox.places import command
 from rlvr_lightning.verifiers.sandbox.session import Session
@@ -41,7 +40,7 @@ def start_in_folder(script: str, readable: Sequence[str] = (), writable: Sequenc
         VerifierError: it cannot be started.
     """
     uid = fresh_uid()
-    folder = Path(tempfile.mkdtemp(prefix=f"rlvr_sandbox_{os.getpid()}_"))
+    folder = new_folder()
     if uid is not None:
         os.chown(folder, uid, uid)
     confinement = Confinement(

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import tempfile
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +20,9 @@ from rlvr_lightning.errors import ConfigError, DataError, HardwareError, Verifie
 from rlvr_lightning.types import Problem, Verdict
 from rlvr_lightning.verifiers.code import run
 from rlvr_lightning.verifiers.code.verifier import CodeVerifier
+from rlvr_lightning.verifiers.pool import VerifierPool
 from rlvr_lightning.verifiers.sandbox import choose
+from rlvr_lightning.verifiers.sandbox.folders import PREFIX, remove_abandoned
 from rlvr_lightning.verifiers.sandbox.limits import Limits
 
 SLOW = dict.fromkeys(("check", "asserts", "functional", "stdin", "call", "livecodebench"), 20.0)
@@ -72,6 +79,75 @@ def test_rewards_of_cases_go_on_after_a_failure_and_a_time_out_where_they_share(
 def test_a_response_without_a_program_is_unparsable() -> None:
     assert CodeVerifier()("```text\nno code\n```", FOUR) == Verdict(0.0, False, None, "unparsable")
     assert CodeVerifier()("", FOUR) == Verdict(0.0, False, None, "unparsable")
+
+
+@pytest.mark.parametrize(
+    ("response", "kind"),
+    [
+        ("I do not know.", "unparsable"),
+        ("def half(x) return x", "unparsable"),
+        ("(" * 10_000, "unparsable"),
+        ("half = 2", "wrong"),
+        ("def half(x):\n    return x // 2", "correct"),
+        # Whoever opens a block means a program.
+        ("```python\nI do not know.\n```", "wrong"),
+    ],
+)
+def test_a_text_without_a_block_that_is_no_python_is_unparsable(response: str, kind: str) -> None:
+    assert CodeVerifier(timeout_s=SLOW)(response, FOUR).kind == kind
+
+
+def test_what_continues_the_problem_is_python_with_it(shared_data: Path) -> None:
+    row = json.loads((shared_data / "humaneval.jsonl").read_text().splitlines()[0])
+    problem = Problem(row["id"], ({"role": "user", "content": row["problem"]},), "", row)
+    verifier = CodeVerifier(timeout_s=SLOW)
+    kinds = [
+        verifier(response, problem).kind for response in (row["canonical_solution"], "    return 5", "return what")
+    ]
+    assert kinds == ["correct", "wrong", "unparsable"]
+
+
+def test_several_programs_at_once_in_threads_of_the_pool() -> None:
+    verifier = CodeVerifier(timeout_s={"asserts": 2.0})
+    pool = VerifierPool(verifier)
+    responses = [f"```python\ndef half(x):\n    return x // 2 + {i % 2}\n```" for i in range(8)] + ["", "while 1: pass"]
+    found = pool.collect([pool.submit(response, FOUR) for response in responses])
+    pool.close()
+    assert pool.num_processes == 0
+    # Equal responses are judged once.
+    assert [one.kind for one in found] == ["correct", "wrong"] * 4 + ["unparsable", "timeout"]
+
+
+def test_folders_of_a_killed_judge_go_with_the_next_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGKILL while a program runs under Landlock or resource limits: its folder stays, until somebody else comes."""
+    script = (
+        "import sys; from rlvr_lightning.verifiers.sandbox.folders import new_folder; (new_folder() / 'left').touch(); "
+        "print('there', flush=True); sys.stdin.read()"
+    )
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", script],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "TMPDIR": str(tmp_path)},
+        )
+        for _ in range(3)
+    ]
+    for process in started:
+        assert process.stdout is not None
+        process.stdout.readline()
+    killed, alive, ending = started
+    killed.kill()
+    killed.wait()
+    ending.communicate()
+    assert len(list(tmp_path.iterdir())) == 2
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    remove_abandoned()
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(f"{PREFIX}{alive.pid}_")
+    assert [path.name for path in left.rglob("left")] == ["left"]
+    alive.communicate()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_is_extracted_is_the_program() -> None:

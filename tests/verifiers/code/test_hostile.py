@@ -20,6 +20,7 @@ from rlvr_lightning.types import Problem
 from rlvr_lightning.verifiers.code.verifier import CodeVerifier
 from rlvr_lightning.verifiers.sandbox import choose, session
 from rlvr_lightning.verifiers.sandbox.choose import KINDS, failure
+from rlvr_lightning.verifiers.sandbox.folders import own_folder
 from rlvr_lightning.verifiers.sandbox.limits import Limits
 from rlvr_lightning.verifiers.sandbox.rlimits import Rlimits
 from rlvr_lightning.verifiers.sandbox.users import uids_of_this_process
@@ -57,20 +58,21 @@ def processes() -> set[int]:
 
 def files() -> set[Path]:
     """What lies where anybody may write and belongs to a candidate, or is named like one's folder."""
-    found = set()
+    found = set(own_folder().iterdir())
     for folder in (Path("/tmp"), Path("/var/tmp"), Path("/dev/shm")):
         for path in folder.iterdir():
             try:
                 owner = path.lstat().st_uid
             except OSError:
                 continue
-            if owner in uids_of_this_process() or path.name.startswith(("rlvr_left", f"rlvr_sandbox_{os.getpid()}_")):
+            if owner in uids_of_this_process() or path.name.startswith("rlvr_left"):
                 found.add(path)
     return found
 
 
 @pytest.fixture
 def nothing_left() -> Iterator[None]:
+    own_folder()
     before, opened = processes(), set(Path("/proc/self/fd").iterdir())
     yield
     assert processes() - before == set()
