@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import atexit
-import base64
+import math
 import os
 import pickle
 import queue
@@ -11,15 +11,15 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
-from rlvr_lightning.errors import ConfigError, VerifierError, VerifierTimeoutError
-from rlvr_lightning.types import Problem, Verdict
-from rlvr_lightning.verifiers.isolation import IsolatedWorker, WorkerSetupError
-from rlvr_lightning.verifiers.judging import Judgement, failed, judge
-from rlvr_lightning.verifiers.protocol import Closable, Concurrent, Isolated
+from rlvr_lightning.errors import ConfigError
+from rlvr_lightning.types import Problem
+from rlvr_lightning.verifiers.judging import Judgement, judge
+from rlvr_lightning.verifiers.lanes import Lane, ProcessLane, ThreadLane
+from rlvr_lightning.verifiers.protocol import Closable, Concurrent, Elastic, Isolated
 
 if TYPE_CHECKING:
     from rlvr_lightning.protocols import Verifier
@@ -27,104 +27,20 @@ if TYPE_CHECKING:
 Workers = int | Literal["auto"]
 # Processes `auto` starts at most; each of them may hold processes of its own.
 MOST_WORKERS = 8
-WORKER = "rlvr_lightning.verifiers.pool_worker"
+# A response that takes longer holds its lane up; another process is added then, up to so many times those asked for.
+SLOW_SECONDS = 1.0
+MOST_LANES = 4
 
 _Job = tuple["Future[Judgement]", str, Problem]
 _Jobs = queue.SimpleQueue["_Job | None"]
-
-
-class Lane(Protocol):
-    """Judges one response at a time."""
-
-    def judge(self, response: str, problem: Problem) -> Judgement:
-        """One response."""
-        ...
-
-    def abort(self) -> None:
-        """Give up what is being judged, if that can be."""
-        ...
-
-    def close(self) -> None:
-        """Free what it holds; nothing is judged at the moment."""
-        ...
-
-
-class ThreadLane:
-    """Calls the verifier here.
-
-    Args:
-        verifier: takes care of its own time; it cannot be interrupted.
-    """
-
-    def __init__(self, verifier: Verifier) -> None:
-        self._verifier = verifier
-
-    def judge(self, response: str, problem: Problem) -> Judgement:
-        """One response."""
-        return judge(self._verifier, response, problem)
-
-    def abort(self) -> None:
-        """Nothing: a thread cannot be ended."""
-
-    def close(self) -> None:
-        """Nothing: the verifier is the pool's."""
-
-
-class ProcessLane:
-    """Calls a copy of the verifier in a process of its own, which is killed when it takes too long and replaced.
-
-    Args:
-        pickled: the verifier.
-        timeout_s: of a response [seconds].
-    """
-
-    def __init__(self, pickled: bytes, timeout_s: float) -> None:
-        self._worker = IsolatedWorker(WORKER, timeout_s, setup={"verifier": base64.b64encode(pickled).decode()})
-        self._aborted = False
-
-    def judge(self, response: str, problem: Problem) -> Judgement:
-        """One response. What a worker dies of, it dies of twice before it counts as an error.
-
-        Raises:
-            ConfigError: the verifier cannot be made in another process.
-        """
-        request = {"response": response, "problem": base64.b64encode(pickle.dumps(problem)).decode()}
-        began = time.perf_counter()
-        try:
-            try:
-                answer = self._worker.ask(request)
-            except (VerifierTimeoutError, WorkerSetupError):
-                raise
-            except VerifierError:
-                if self._aborted:
-                    raise
-                answer = self._worker.ask(request)
-        except WorkerSetupError as error:
-            raise ConfigError(
-                f"the verifier cannot be made in a worker process ({error}): define it in a module that can be imported, "
-                "or set grading.workers=0 to call it in the run's own process"
-            ) from error
-        except VerifierError as error:
-            return failed(error, time.perf_counter() - began)
-        told = answer["judgement"]
-        verdict = told.pop("verdict")
-        return Judgement(verdict=None if verdict is None else Verdict(**verdict), **told)
-
-    def abort(self) -> None:
-        """Kill the process."""
-        self._aborted = True
-        self._worker.abort()
-
-    def close(self) -> None:
-        """End the process."""
-        self._worker.close()
 
 
 class VerifierPool:
     """Judges responses while others are being drawn; equal answers to one problem are judged once.
 
     Workers are started by the first response and ended by `close`, with this object or with the interpreter; one that
-    dies or hangs is replaced, and holds up no other.
+    dies or hangs is replaced, and holds up no other. While some are at one response for long, others are added, up to four
+    times as many in all.
 
     Args:
         verifier: judges. An `isolated` one is called in processes, a `concurrent` one in threads, any other at once.
@@ -166,8 +82,8 @@ class VerifierPool:
         if future is None:
             future = self._judged[key] = Future()
             if self.num_processes or isinstance(self.verifier, Concurrent):
-                self._running = self._running or _Running(self._lanes())
-                self._running.jobs.put((future, response, problem))
+                self._running = self._running or self._start()
+                self._running.put((future, response, problem))
             else:
                 future.set_result(judge(self.verifier, response, problem))
         return future
@@ -178,7 +94,17 @@ class VerifierPool:
         Raises:
             ConfigError: the verifier cannot be made in a worker process.
         """
-        return [future.result() for future in futures]
+        return [self._waited_for(future) for future in futures]
+
+    def _waited_for(self, future: Future[Judgement]) -> Judgement:
+        while True:
+            try:
+                return future.result(SLOW_SECONDS)
+            except TimeoutError:
+                if future.done():
+                    raise
+                assert self._running is not None
+                self._running.relieve()
 
     def forget(self) -> None:
         """Judge anew from now on: a phase is over."""
@@ -193,26 +119,57 @@ class VerifierPool:
         if isinstance(self.verifier, Closable):
             self.verifier.close()
 
-    def _lanes(self) -> Sequence[Lane]:
-        if self._pickled is not None:
-            return [ProcessLane(self._pickled, self._timeout_s) for _ in range(self.num_processes)]
+    def _start(self) -> _Running:
+        pickled = self._pickled
+        if pickled is not None:
+            count = self.num_processes
+            return _Running(lambda: ProcessLane(pickled, self._timeout_s), count, MOST_LANES * count)
         assert isinstance(self.verifier, Concurrent)
-        return [ThreadLane(self.verifier) for _ in range(self.verifier.concurrency)]
+        count = self.verifier.concurrency
+        most = self.verifier.most_concurrency if isinstance(self.verifier, Elastic) else count
+        return _Running(lambda: ThreadLane(self.verifier), count, most)
 
 
 class _Running:
-    """Threads that serve lanes from one queue; they end with this object."""
+    """Threads that serve lanes from one queue; they end with this object.
 
-    def __init__(self, lanes: Sequence[Lane]) -> None:
-        self.jobs: _Jobs = queue.SimpleQueue()
-        servers = [_Server(lane, self.jobs) for lane in lanes]
-        self._finalizer = weakref.finalize(self, _end, servers, self.jobs)
+    A lane that takes long must not leave a core idle: another one takes its place meanwhile, and stays.
+
+    Args:
+        make: a lane.
+        count: of lanes that are wanted at work.
+        most: lanes in all.
+    """
+
+    def __init__(self, make: Callable[[], Lane], count: int, most: int) -> None:
+        self._make, self._count, self._most = make, count, most
+        self._jobs: _Jobs = queue.SimpleQueue()
+        self._servers: list[_Server] = []
+        self._finalizer = weakref.finalize(self, _end, self._servers, self._jobs)
         # Before the workers are ended one by one, each of which its lane would replace.
         atexit.register(self._finalizer)
-        for server in servers:
-            server.start()
+        for _ in range(count):
+            self._add()
+
+    def put(self, job: _Job) -> None:
+        """Have a response judged."""
+        self._jobs.put(job)
+        self.relieve()
+
+    def relieve(self) -> None:
+        """Add lanes for those that have been at one response for long."""
+        late = time.monotonic() - SLOW_SECONDS
+        held_up = sum(server.since < late for server in self._servers)
+        while len(self._servers) - held_up < self._count and len(self._servers) < self._most:
+            self._add()
+
+    def _add(self) -> None:
+        server = _Server(self._make(), self._jobs)
+        self._servers.append(server)
+        server.start()
 
     def close(self) -> None:
+        """End them all."""
         atexit.unregister(self._finalizer)
         self._finalizer()
 
@@ -222,19 +179,26 @@ class _Server(threading.Thread):
 
     def __init__(self, lane: Lane, jobs: _Jobs) -> None:
         super().__init__(daemon=True)
-        self.lane, self.busy, self._jobs = lane, False, jobs
+        self.lane, self._jobs = lane, jobs
+        # When the response it is at was begun; infinite where there is none [seconds of the monotonic clock].
+        self.since = math.inf
+
+    @property
+    def busy(self) -> bool:
+        """Whether it is at a response."""
+        return self.since < math.inf
 
     def run(self) -> None:
         while (job := self._jobs.get()) is not None:
             future, response, problem = job
             if not future.set_running_or_notify_cancel():
                 continue
-            self.busy = True
+            self.since = time.monotonic()
             try:
                 future.set_result(self.lane.judge(response, problem))
             except BaseException as error:  # noqa: BLE001 - raised again by whoever collects
                 future.set_exception(error)
-            self.busy = False
+            self.since = math.inf
         self.lane.close()
 
 

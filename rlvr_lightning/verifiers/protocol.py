@@ -39,6 +39,17 @@ class Concurrent(Protocol):
 
 
 @runtime_checkable
+class Elastic(Concurrent, Protocol):
+    """A concurrent verifier of which more calls may be under way while some of them merely wait.
+
+    Args:
+        most_concurrency: calls at a time where others are held up.
+    """
+
+    most_concurrency: int
+
+
+@runtime_checkable
 class Composed(Protocol):
     """A verifier that is made of others, whose rewards are logged by name.
 

@@ -22,7 +22,7 @@ from rlvr_lightning.types import Problem, Verdict
 from rlvr_lightning.verifiers.exact import ExactVerifier
 from rlvr_lightning.verifiers.judging import Judgement
 from rlvr_lightning.verifiers.math import MathVerifier
-from rlvr_lightning.verifiers.pool import VerifierPool
+from rlvr_lightning.verifiers.pool import MOST_LANES, VerifierPool
 
 Open = Callable[..., VerifierPool]
 BEFORE: list[psutil.Process] = []
@@ -206,7 +206,7 @@ def script(body: str) -> subprocess.Popen[str]:
     head = """
         import os, signal, sys, time
         from rlvr_lightning.types import Problem
-        from rlvr_lightning.verifiers.pool import VerifierPool
+        from rlvr_lightning.verifiers.pool import MOST_LANES, VerifierPool
         from rlvr_lightning.verifiers.math import MathVerifier
         from verifiers.pooled import Scripted
         problem = Problem("p", (), "4")
@@ -261,3 +261,23 @@ def test_a_run_that_forgets_to_close_ends_quietly() -> None:
     assert len(numbers) == 4
     time.sleep(1.0)
     assert not any(psutil.pid_exists(pid) for pid in numbers)
+
+
+def test_hung_ones_hold_up_no_other(opened: Open) -> None:
+    """With one worker three responses that never end keep none of the others waiting."""
+    pool = opened(Scripted(), workers=1, timeout_s=300.0)
+    judged(pool, "4")
+    for place in range(3):
+        pool.submit(f"sleep 60{place}", problem())
+    found = judged(pool, *(f"{place}" for place in range(20)))
+    assert [one.kind for one in found] == ["correct" if place == 4 else "wrong" for place in range(20)]
+    # One at work, and one for each that was held up.
+    assert len(children()) == 4
+
+
+def test_there_is_an_end_to_the_workers_added(opened: Open) -> None:
+    pool = opened(Scripted(), workers=1, timeout_s=3.0)
+    judged(pool, "4")
+    found = judged(pool, *(f"sleep 60{place}" for place in range(9)), "4")
+    assert [one.kind for one in found] == ["timeout"] * 9 + ["correct"]
+    assert len(children()) <= MOST_LANES

@@ -67,6 +67,8 @@ class CodeVerifier:
     judges: ClassVar[str] = "code"
     # A run waits for other processes and has limits of its own: threads are enough, and none of them can be hung.
     concurrency: ClassVar[int] = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
+    # A program that sleeps is waited for three times as long as it may compute.
+    most_concurrency: ClassVar[int] = 4 * concurrency
 
     def __init__(
         self,
