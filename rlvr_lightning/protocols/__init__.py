@@ -18,6 +18,7 @@ from rlvr_lightning.protocols.rollouts import (
     AdvantageEstimator,
     RewardShaping,
     RolloutEngine,
+    StreamingEngine,
     Task,
     Verifier,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "RolloutData",
     "RolloutEngine",
     "StepContext",
+    "StreamingEngine",
     "Task",
     "TokenPartitioner",
     "TrainedModule",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -97,4 +97,13 @@ class RolloutEngine(Protocol):
 
     def close(self) -> None:
         """Free what the engine holds. Calling it twice does no harm."""
+        ...
+
+
+@runtime_checkable
+class StreamingEngine(RolloutEngine, Protocol):
+    """An engine that hands responses over as they end, so that they are judged while others are still being drawn."""
+
+    def stream(self, requests: Sequence[GenerationRequest], sampling: SamplingSpec) -> Iterator[tuple[int, Generation]]:
+        """One response for each request, in the order in which they end, each with its request's place."""
         ...

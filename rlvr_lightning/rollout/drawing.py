@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from rlvr_lightning.errors import RolloutError
 from rlvr_lightning.models.source import ModelSource
-from rlvr_lightning.protocols import RolloutEngine
+from rlvr_lightning.protocols import RolloutEngine, StreamingEngine
 from rlvr_lightning.rollout.prompts import derived_seed
-from rlvr_lightning.types import GenerationRequest, Prompt, Rollout, SamplingSpec
+from rlvr_lightning.types import Generation, GenerationRequest, Prompt, Rollout, SamplingSpec
 from rlvr_lightning.verifiers.grading import Grading, grade
 from rlvr_lightning.verifiers.pool import VerifierPool
 
@@ -65,19 +65,36 @@ class Drawing:
             for prompt, sample in pairs
         ]
         began = time.perf_counter()
-        drawn = self.engine.generate(requests, sampling)
+        drawn = self._generate(requests, pairs, sampling)
         self.sampling_s = time.perf_counter() - began
-        if not all(generation.token_ids for generation in drawn):
-            raise RolloutError("the engine drew an empty response")
-        texts = self.source.tokenizer.batch_decode(
-            [list(generation.token_ids) for generation in drawn], skip_special_tokens=True
-        )
         rollouts = [
             Rollout(prompt, sample, generation, text, self.engine.policy_version)
-            for (prompt, sample), generation, text in zip(pairs, drawn, texts, strict=True)
+            for (prompt, sample), (generation, text) in zip(pairs, drawn, strict=True)
         ]
         self.phase("verifying")
         began = time.perf_counter()
         graded = grade(rollouts, self.pool, self.grading)
         self.verifying_s = time.perf_counter() - began
         return graded
+
+    def _generate(
+        self, requests: Sequence[GenerationRequest], pairs: Sequence[tuple[Prompt, int]], sampling: SamplingSpec
+    ) -> list[tuple[Generation, str]]:
+        """Each response and its text. Where others judge, they begin with those that end first."""
+        found: dict[int, tuple[Generation, str]] = {}
+        engine, apart = self.engine, self.pool.is_apart
+        streams = engine.stream if apart and isinstance(engine, StreamingEngine) else self._at_once
+        for place, generation in streams(requests, sampling):
+            if not generation.token_ids:
+                raise RolloutError("the engine drew an empty response")
+            text = self.source.tokenizer.decode(list(generation.token_ids), skip_special_tokens=True)
+            found[place] = generation, text
+            if apart:
+                # Asked for again when all are there, which gives the same judgement.
+                self.pool.submit(text, pairs[place][0].problem)
+        return [found[place] for place in range(len(requests))]
+
+    def _at_once(
+        self, requests: Sequence[GenerationRequest], sampling: SamplingSpec
+    ) -> Iterator[tuple[int, Generation]]:
+        return iter([*enumerate(self.engine.generate(requests, sampling))])

@@ -67,6 +67,11 @@ class VerifierPool:
         self._running: _Running | None = None
         self._judged: dict[tuple[str, str, str], Future[Judgement]] = {}
 
+    @property
+    def is_apart(self) -> bool:
+        """Whether responses are judged by others while this thread goes on."""
+        return bool(self.num_processes) or isinstance(self.verifier, Concurrent)
+
     def submit(self, response: str, problem: Problem) -> Future[Judgement]:
         """Have a response judged; where there are no workers, at once.
 
@@ -81,7 +86,7 @@ class VerifierPool:
         future = self._judged.get(key)
         if future is None:
             future = self._judged[key] = Future()
-            if self.num_processes or isinstance(self.verifier, Concurrent):
+            if self.is_apart:
                 self._running = self._running or self._start()
                 self._running.put((future, response, problem))
             else:

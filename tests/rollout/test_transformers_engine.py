@@ -77,6 +77,43 @@ def test_samples_follow_the_distribution() -> None:
     torch.testing.assert_close(sampler.logprobs[0], probabilities.log()[chosen], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("top_p", "nucleus"), [(0.49, [0]), (0.51, [0, 3]), (0.74, [0, 3]), (0.76, [0, 1, 3]), (1.0, [0, 1, 3, 4])]
+)
+def test_a_nucleus_is_the_smallest_set_that_reaches_top_p(top_p: float, nucleus: list[int]) -> None:
+    probabilities = torch.tensor([0.5, 0.2, 0.0, 0.25, 0.05], dtype=torch.float64)
+    rows = 20_000
+    sampler = SeededSampler(range(rows), SamplingSpec(0.5, 1, (), top_p), torch.device("cpu"))
+    scores = (probabilities.log() * 0.5).expand(rows, 5)
+    chosen = sampler(torch.zeros(rows, 1, dtype=torch.long), scores).argmax(-1)
+    within = torch.zeros(5, dtype=torch.float64)
+    within[nucleus] = probabilities[nucleus] / probabilities[nucleus].sum()
+    counts = torch.bincount(chosen, minlength=5) / rows
+    assert sorted(set(chosen.tolist())) == nucleus
+    assert (counts - within).abs().max() < 5 * (0.25 / rows) ** 0.5
+    torch.testing.assert_close(sampler.logprobs[0].double(), within.log()[chosen], rtol=1e-5, atol=1e-5)
+
+
+def test_temperature_zero_takes_the_most_probable_token(engine: TransformersEngine) -> None:
+    policy = Policy(SOURCE)
+    engine.sync(policy.full_weights(), 1)
+    first, second = engine.generate([GenerationRequest(PROMPTS[0], seed) for seed in (1, 2)], spec(0.0))
+    assert first == second
+    assert set(first.logprobs) == {0.0}
+    ids = torch.tensor([PROMPTS[0] + first.token_ids])
+    with torch.no_grad():
+        best = policy.causal_lm(ids).logits[0, len(PROMPTS[0]) - 1 : -1].argmax(-1)
+    assert tuple(best.tolist()) == first.token_ids
+
+
+def test_responses_are_handed_over_batch_by_batch(engine: TransformersEngine) -> None:
+    requests = [GenerationRequest(PROMPTS[seed % 2], seed) for seed in range(20)]
+    places = [place for place, _ in engine.stream(requests, spec(length=4))]
+    # Shorter prompts first, eight at a time.
+    assert places == [*range(0, 20, 2), *range(1, 20, 2)]
+    assert dict(engine.stream(requests, spec(length=4)))[7] == engine.generate(requests, spec(length=4))[7]
+
+
 def test_a_sync_that_does_not_fit_is_refused(engine: TransformersEngine) -> None:
     weights = list(Policy(SOURCE).full_weights())
     with pytest.raises(RolloutError, match="has no weight named nobody"):

@@ -77,6 +77,45 @@ def test_seeds_make_responses_repeatable(engine: VLLMEngine) -> None:
     assert first[0].token_ids == first[1].token_ids != first[2].token_ids
 
 
+def test_responses_are_handed_over_as_they_end(engine: VLLMEngine) -> None:
+    engine.sync(Policy(SOURCE).full_weights(), 4)
+    requests = [GenerationRequest(prompt, seed) for seed, prompt in enumerate(PROMPTS * 12)]
+    sampling = SamplingSpec(1.0, 40, SOURCE.stop_token_ids())
+    ended = list(engine.stream(requests, sampling))
+    lengths = [len(generation.token_ids) for _, generation in ended[:16]]
+    # Sixteen at a time: of those drawn together the shorter ones come first.
+    assert lengths[0] == min(lengths) < max(lengths)
+    assert [dict(ended)[place] for place in range(24)] == engine.generate(requests, sampling)
+
+
+def test_who_stops_listening_leaves_nothing_running(engine: VLLMEngine) -> None:
+    engine.sync(Policy(SOURCE).full_weights(), 5)
+    requests = [GenerationRequest(prompt, seed) for seed, prompt in enumerate(PROMPTS * 12)]
+    sampling = SamplingSpec(1.0, 40, SOURCE.stop_token_ids())
+    whole = engine.generate(requests, sampling)
+    stream = engine.stream(requests, sampling)
+    next(iter(stream))
+    stream.close()  # type: ignore[attr-defined]
+    # New weights are refused while anything runs.
+    engine.sync(Policy(SOURCE).full_weights(), 6)
+    assert engine.generate(requests, sampling) == whole
+
+
+def test_greedy_and_nucleus_responses(engine: VLLMEngine) -> None:
+    engine.sync(Policy(SOURCE).full_weights(), 7)
+    requests = [GenerationRequest(PROMPTS[0], seed) for seed in range(6)]
+    greedy, narrow, wide = (
+        {
+            one.token_ids
+            for one in engine.generate(requests, SamplingSpec(temperature, 12, SOURCE.stop_token_ids(), top_p))
+        }
+        for temperature, top_p in ((0.0, 1.0), (1.0, 1e-6), (1.0, 1.0))
+    )
+    # A nucleus of almost nothing is the most probable token.
+    assert greedy == narrow
+    assert len(greedy) == 1 < len(wide)
+
+
 def test_more_prompt_tokens_than_fit_one_pass_are_never_cut(engine: VLLMEngine) -> None:
     engine.sync(Policy(SOURCE).full_weights(), 3)
     # 100 prompts of 82 tokens: twice what is computed at a time.

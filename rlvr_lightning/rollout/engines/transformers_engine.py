@@ -6,7 +6,7 @@ draws from a generator of its own seed: it is the same whatever else is in the b
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -106,14 +106,17 @@ class TransformersEngine:
         self.policy_version = policy_version
 
     def generate(self, requests: Sequence[GenerationRequest], sampling: SamplingSpec) -> list[Generation]:
-        """One response for each request; similar lengths share a batch."""
+        """One response for each request."""
+        results = dict(self.stream(requests, sampling))
+        return [results[i] for i in range(len(requests))]
+
+    def stream(self, requests: Sequence[GenerationRequest], sampling: SamplingSpec) -> Iterator[tuple[int, Generation]]:
+        """Batch after batch; similar lengths share one."""
         order = sorted(range(len(requests)), key=lambda i: len(requests[i].token_ids))
-        results: dict[int, Generation] = {}
         for start in range(0, len(order), self.batch_size):
             chosen = order[start : start + self.batch_size]
             drawn = self._generate_batch([requests[i] for i in chosen], sampling)
-            results.update(zip(chosen, drawn, strict=True))
-        return [results[i] for i in range(len(requests))]
+            yield from zip(chosen, drawn, strict=True)
 
     @torch.no_grad()
     def _generate_batch(self, requests: Sequence[GenerationRequest], sampling: SamplingSpec) -> list[Generation]:

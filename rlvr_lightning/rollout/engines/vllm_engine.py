@@ -7,7 +7,7 @@ the trainer's process and device, and each rank holds one.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, cast
 
@@ -114,30 +114,48 @@ class VLLMEngine:
 
     def generate(self, requests: Sequence[GenerationRequest], sampling: SamplingSpec) -> list[Generation]:
         """One response for each request."""
-        from vllm import SamplingParams
+        results = dict(self.stream(requests, sampling))
+        return [results[i] for i in range(len(requests))]
 
+    def stream(self, requests: Sequence[GenerationRequest], sampling: SamplingSpec) -> Iterator[tuple[int, Generation]]:
+        """Each response as it ends."""
         assert self._llm is not None, "start the engine before generating"
-        prompts = [{"prompt_token_ids": list(request.token_ids)} for request in requests]
-        params = [
-            SamplingParams(
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                max_tokens=sampling.max_new_tokens,
-                stop_token_ids=list(sampling.stop_token_ids),
-                seed=request.seed,
-                logprobs=0,
-                detokenize=False,
-            )
-            for request in requests
-        ]
-        outputs = self._llm.generate(prompts, params, use_tqdm=False)
-        return [_generation(output.outputs[0]) for output in outputs]
+        engine = self._llm.llm_engine
+        added: list[str] = []
+        try:
+            for place, request in enumerate(requests):
+                prompt = {"prompt_token_ids": list(request.token_ids)}
+                added.append(engine.add_request(str(place), prompt, _params(sampling, request.seed)))
+            while engine.has_unfinished_requests():
+                for output in engine.step():
+                    if output.finished:
+                        yield int(output.request_id), _generation(output.outputs[0])
+        finally:
+            # Whoever stops listening leaves none behind, of which the next weights would be refused.
+            if engine.has_unfinished_requests():
+                engine.abort_request(added, internal=True)
 
     def close(self) -> None:
         """Shut the engine core down and free its memory."""
         if self._llm is not None:
             self._llm.llm_engine.engine_core.shutdown()
             self._llm = None
+
+
+def _params(sampling: SamplingSpec, seed: int) -> Any:
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        max_tokens=sampling.max_new_tokens,
+        stop_token_ids=list(sampling.stop_token_ids),
+        seed=seed,
+        logprobs=0,
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
 
 
 def _repack_tied_head(model: torch.nn.Module) -> None:
