@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from rlvr_lightning.config.components import component
 from rlvr_lightning.config.compose import compose, config_dir
 from rlvr_lightning.errors import ConfigError, DataError
 from rlvr_lightning.evaluation.benchmarks.benchmark import Benchmark, Hub, Window
+from rlvr_lightning.verifiers.code.tests import read_tests
 from rlvr_lightning.verifiers.exact import ExactVerifier
 
 ROWS = [
@@ -72,6 +74,44 @@ def test_the_hub_has_other_names(tmp_path: Path) -> None:
     hub = Hub(str(tmp_path / "data"), None, "test", "question", "solution", "key", "#### *(.+)$")
     held = benchmark(hub=hub, limit=2).problems(None)
     assert [(problem.id, problem.answer) for _, problem in held] == [(f"h{place}", str(place + 2)) for place, _ in held]
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "shown"),
+    [
+        (
+            "humaneval",
+            {"task_id": "HumanEval/0", "prompt": "def f(x):\n", "test": "def check(f): ...", "entry_point": "f"},
+            "def f(x):",
+        ),
+        (
+            "mbpp",
+            {"task_id": 11, "text": "Write f.", "test_list": ["assert f(1) == 2"]},
+            "this test:\n\n```python\nassert f(1) == 2",
+        ),
+        ("gsm8k", {"question": "How many?", "answer": "so <<1+1=2>>\n#### 1,234"}, "How many?"),
+        ("math500", {"unique_id": "test/7", "problem": "Find x.", "answer": "7"}, "Find x."),
+    ],
+)
+def test_rows_of_the_hub_are_read_as_they_are(name: str, row: dict[str, Any], shown: str, tmp_path: Path) -> None:
+    """The hub cannot be reached here: its rows stand in a folder under its name of the split."""
+    pytest.importorskip("datasets")
+    found = composed(name)
+    assert found.hub is not None
+    (tmp_path / f"{found.hub.split}.jsonl").write_text(json.dumps(row) + "\n")
+    local = dataclasses.replace(found.hub, path=str(tmp_path), name=None)
+    ((_, problem),) = benchmark_of(found, local).problems(None)
+    assert shown in problem.messages[-1]["content"]
+    assert problem.answer == {"gsm8k": "1,234", "math500": "7"}.get(name, "")
+    if name in ("humaneval", "mbpp"):
+        assert read_tests(problem.meta, name).kind == {"humaneval": "check", "mbpp": "asserts"}[name]
+
+
+def benchmark_of(found: Benchmark, hub: Hub) -> Benchmark:
+    protocol = found.protocol
+    return Benchmark(
+        found.file, found.verifier, protocol.samples, protocol.max_new_tokens, template=protocol.template, hub=hub
+    )
 
 
 def test_without_a_hub_a_folder_is_needed() -> None:

@@ -27,6 +27,7 @@ class Hub:
         split: that is the benchmark.
         problem_field, answer_field, id_field: names of the fields; no `answer_field` where tests judge.
         answer_pattern: a regular expression whose first group is the answer within its field.
+        template: the user message, where it shows fields that have other names there; None for the benchmark's.
     """
 
     path: str
@@ -36,6 +37,7 @@ class Hub:
     answer_field: str | None = "answer"
     id_field: str = "id"
     answer_pattern: str | None = None
+    template: str | None = None
 
 
 @dataclass(frozen=True)
@@ -199,6 +201,7 @@ class Benchmark:
             answer_field=hub.answer_field,
             id_field=hub.id_field,
             answer_pattern=hub.answer_pattern,
+            template=hub.template or self._form.template,
         )
         rows = self._in_window(read_hub(hub.path, hub.name, hub.split))
         return to_problems(rows, form, f"{hub.path} ({hub.split})")

@@ -73,7 +73,8 @@ def read_tests(row: Mapping[str, Any], where: str) -> Tests:
     """The tests of a row.
 
     Args:
-        row: with `tests` (a mapping with `type`), or a record of LiveCodeBench (`public_test_cases`, ...).
+        row: with `tests` (a mapping with `type`), or as HumanEval (`test`, `entry_point`), MBPP (`test_list`) or LiveCodeBench
+            (`public_test_cases`, ...) have it themselves.
         where: the row's name, for messages.
 
     Raises:
@@ -93,6 +94,12 @@ def read_tests(row: Mapping[str, Any], where: str) -> Tests:
 
 
 def _layout(row: Mapping[str, Any]) -> Tests:
+    # As the two data sets have them themselves.
+    if "test_list" in row:
+        lines = (*row["test_list"], *(row.get("challenge_test_list") or ()))
+        return Script("asserts", row.get("test_setup_code") or "", "\n".join(lines))
+    if isinstance(row.get("test"), str) and "entry_point" in row:
+        return Script("check", "", f"{row['test']}\ncheck({row['entry_point']})\n", row["entry_point"])
     if not isinstance(row.get("tests"), Mapping):
         raise ValueError(f"the row needs a field 'tests' with a type; it has {', '.join(map(str, row)) or 'no fields'}")
     tests = row["tests"]

@@ -115,3 +115,17 @@ def test_what_cannot_be_read_is_said_with_its_row(row: dict[str, Any], said: str
         read_tests(row, "problem p")
     assert str(raised.value).startswith("problem p: ")
     assert "\n" not in str(raised.value)
+
+
+def test_rows_of_humaneval_itself() -> None:
+    row = {"prompt": "def f(x):\n", "entry_point": "f", "test": "def check(candidate):\n    assert candidate(1) == 2"}
+    assert read_tests(row, "row") == Script(
+        "check", "", "def check(candidate):\n    assert candidate(1) == 2\ncheck(f)\n", "f"
+    )
+
+
+def test_rows_of_mbpp_itself() -> None:
+    row = {"text": "t", "test_list": ["assert f(1) == 2", "assert f(2) == 3"], "test_setup_code": "import math"}
+    assert read_tests(row, "row") == Script("asserts", "import math", "assert f(1) == 2\nassert f(2) == 3")
+    harder = {**row, "challenge_test_list": ["assert f(9) == 10"], "test_setup_code": ""}
+    assert read_tests(harder, "row") == Script("asserts", "", "assert f(1) == 2\nassert f(2) == 3\nassert f(9) == 10")
