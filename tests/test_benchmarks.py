@@ -319,3 +319,14 @@ def test_two_ranks_measure_what_one_does(place: Path, measured: Path, tmp_path: 
     for name in ("sums", "again"):
         assert responses(folder, name) == responses(measured, name)
         assert (folder / f"{name}.json").read_text() == (measured / f"{name}.json").read_text()
+
+
+@pytest.mark.slow
+def test_two_ranks_measure_while_they_learn(place: Path, measured: Path, tmp_path: Path) -> None:
+    ranks = ("strategy=ddp", "trainer.devices=2", "trainer.max_epochs=1")
+    more = arguments(place, "benchmark=[sums]", "evaluation.every_n_steps=1", f"output_dir={tmp_path}", *ranks)
+    subprocess.run([sys.executable, "-m", "rlvr_lightning", "fit", *SMALL, *more], check=True, timeout=300)
+    folder = tmp_path / "benchmarks"
+    assert sorted(path.name for path in folder.iterdir()) == ["step_00000000", "step_00000001"]
+    assert responses(folder / "step_00000000") == responses(measured)
+    assert len(responses(folder / "step_00000001")) == 24

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from training import SMALL
 
 from rlvr_lightning.cli.main import main
 from rlvr_lightning.evaluation.statistics import as_markdown, compare_files
@@ -91,3 +92,29 @@ def test_what_cannot_be_compared_is_told_in_a_line(
     error = capsys.readouterr().err
     assert message in error
     assert len(error.strip().splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_two_checkpoints_of_a_run_differ_by_what_many_more_problems_say(tmp_path: Path) -> None:
+    """Sixty problems, four responses each, before and after training; ten times as many stand for the truth."""
+    run = tmp_path / "run"
+    learn = ("optim.lr=1e-3", "rollout.prompts_per_epoch=32", "trainer.max_epochs=12", "trainer.val_every_n_epochs=12")
+    assert main(("fit", *SMALL, *learn, f"output_dir={run}")) == 0
+    for name, problems in (("few", 60), ("many", 660)):
+        size = (f"task.num_held_out={problems}", "rollout.eval_samples=4")
+        assert main(("test", *SMALL, *size, f"output_dir={tmp_path / name}")) == 0
+        assert main(("test", f"resume={run}", "export.checkpoint=last", *size)) == 0
+        (run / "test" / "step_00000012.jsonl").rename(tmp_path / name / "after.jsonl")
+        (tmp_path / name / "test" / "step_00000000.jsonl").rename(tmp_path / name / "before.jsonl")
+        files = [str(tmp_path / name / f"{moment}.jsonl") for moment in ("before", "after")]
+        assert main(("compare", *files, f"output={tmp_path / name}")) == 0
+    few, many = (
+        json.loads((tmp_path / name / "comparison.json").read_text())["results"][0] for name in ("few", "many")
+    )
+    assert (few["num_problems"], many["num_problems"]) == (60, 660)
+    # The policy has learned, and both see it.
+    assert many["low"] > 0.05
+    assert few["low"] < many["value"] < few["high"]
+    # Ten times as many problems, about a third of the error; and pairing makes it smaller than two errors apart.
+    assert 2 < few["standard_error"] / many["standard_error"] < 5
+    assert few["detectable"] == pytest.approx(2.8015852 * few["standard_error"], rel=1e-6)

@@ -174,3 +174,32 @@ def test_the_conformance_cases(shared_data: Path, tmp_path: Path) -> None:
             if row["verdict"] == "error" or (row["verdict"] == "correct") is not case["correct"]
         ]
         assert 1 - len(wrong) / len(pairs) >= least, (tier, wrong)
+
+
+def code_rows(folder: Path) -> list[dict[str, Any]]:
+    """A row of each layout with a right and a wrong response, in a fence and bare."""
+    held = []
+    for name in ("humaneval", "mbpp", "leetcode_test", "livecodebench_format_sample"):
+        row = json.loads((folder / f"{name}.jsonl").read_text().splitlines()[0])
+        code = row.pop("canonical_solution")
+        for response in (f"So:\n```python\n{code}\n```", code):
+            held.append({**row, "response": response, "correct": True})
+        held.append({**row, "response": "```python\npass\n```", "correct": False})
+        if name == "humaneval":
+            held.append({**row, "response": f"```python\n{row['problem']}{code}\n```", "correct": True})
+    return held
+
+
+def test_programs_in_a_file_are_judged(
+    shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    rows = code_rows(shared_data)
+    lost = {**rows[0], "response": "I do not know.", "correct": False}
+    file, out = written(tmp_path / "programs.jsonl", [*rows, lost]), tmp_path / "out.jsonl"
+    settings = "verifier.timeout_s={check: 20.0, asserts: 20.0, functional: 20.0, livecodebench: 20.0}"
+    assert main(("verify", str(file), "verifier=code", settings, f"output={out}")) == 0
+    found = read(out)
+    assert [one["verdict"] == "correct" for one in found] == [*(row["correct"] for row in rows), False]
+    assert found[-1]["verdict"] == "unparsable"
+    assert "100.0%" in capsys.readouterr().out

@@ -156,7 +156,9 @@ def _sample_panel(rollout: Rollout, epoch: int) -> Panel:
         judged = f"[yellow]not judged: {rollout.kind} {escape(rollout.error or '')}[/]"
     else:
         word = "[green]right[/]" if verdict.correct else "[red]wrong[/]"
-        judged = f"{word}, answer {escape(str(verdict.extracted))}, gold {escape(rollout.prompt.problem.answer)}"
+        gold = rollout.prompt.problem.answer
+        # A program has no gold answer, and stands above already.
+        judged = f"{word}, answer {escape(str(verdict.extracted))}, gold {escape(gold)}" if gold else word
     question = rollout.prompt.problem.messages[-1]["content"]
     body = f"[bold]{escape(question[-SHOWN:])}[/]\n{escape(rollout.text[:SHOWN])}\n{judged}"
     return Panel(body, title=f"a response of epoch {epoch}", title_align="left", expand=False)

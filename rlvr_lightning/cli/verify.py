@@ -49,7 +49,8 @@ def read_case(row: Mapping[str, Any], where: str, *, gold_needed: bool = True) -
     """A row of a file as something to judge.
 
     Args:
-        row: `id` (or `problem_id`, as rollout files have it); `response`, or `prediction`; `answer`, or `gold`; where it
+        row: `id` (or `problem_id`, as rollout files have it, `question_id`, `task_id`); `response`, or `prediction`;
+            `answer`, or `gold`; where it
             has them, `correct`, `category`, `tier`, `problem` and `extract` (where in the response the answer stands). A
             `prediction` without `extract` stands alone, unless the row's `kind` is `response`.
         where: it stands, for the errors.
@@ -59,7 +60,7 @@ def read_case(row: Mapping[str, Any], where: str, *, gold_needed: bool = True) -
         DataError: a field is missing or of another kind.
         ConfigError: `extract` names no convention.
     """
-    name = _first(row, ("id", "problem_id"), where, str | int)
+    name = _first(row, ("id", "problem_id", "question_id", "task_id"), where, str | int)
     response = _first(row, ("response", "prediction"), where, str)
     # Numbers are answers too, but true and false are none.
     needed = gold_needed or "answer" in row or "gold" in row

@@ -128,7 +128,9 @@ def test_more_prompt_tokens_than_fit_one_pass_are_never_cut(engine: VLLMEngine) 
 
 
 def test_a_run_with_vllm_learns_from_what_vllm_drew(tmp_path: Path) -> None:
-    overrides = ["conf=archer", "rollout.prompts_per_step=4", "engine=vllm", f"output_dir={tmp_path}"]
+    # Judged in a process of its own, while vLLM goes on drawing.
+    judged = ("engine=vllm", "grading.workers=1")
+    overrides = ["conf=archer", "rollout.prompts_per_step=4", *judged, f"output_dir={tmp_path}"]
     small = [item for item in SMALL if not item.startswith("engine=")]
     command = [sys.executable, "-m", "rlvr_lightning", "fit", *small, *overrides, "trainer.max_epochs=3"]
     subprocess.run(command, check=True, timeout=400)
