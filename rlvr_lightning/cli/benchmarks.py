@@ -32,7 +32,7 @@ def measure_benchmarks(cfg: DictConfig) -> None:
     check_kinds(cfg)
     check_folder(Path(cfg.output_dir))
     # On a narrower screen its lines go on below, and no number is cut.
-    console = Console(width=max(Console().width, 120))
+    console = Console(width=max(Console().width, 140))
     ones = candidates(cfg)
     found: dict[str, dict[str, Measured]] = {}
     speaks = True
