@@ -30,6 +30,7 @@ class Handler(BaseHTTPRequestHandler):
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with self.server.lock:
             self.server.asked.append((self.path, dict(self.headers), asked))
+            self.counted = 1
             self.server.busy += 1
             self.server.busiest = max(self.server.busiest, self.server.busy)
             earlier = sum(other["response"] == asked["response"] for _, _, other in self.server.asked) - 1
@@ -38,8 +39,12 @@ class Handler(BaseHTTPRequestHandler):
         except (BrokenPipeError, ConnectionResetError):
             pass
         finally:
-            with self.server.lock:
-                self.server.busy -= 1
+            self.leave()
+
+    def leave(self) -> None:
+        with self.server.lock:
+            self.server.busy -= self.counted
+            self.counted = 0
 
     def answer(self, response: str, earlier: int) -> None:
         verb, _, value = response.partition(" ")
@@ -49,6 +54,8 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         elif verb == "sleep":
             time.sleep(float(value))
+            # Before the answer: with it the client may send the next request, and this one would still count.
+            self.leave()
             self.tell(200, b'{"reward": 1}')
         elif verb == "trickle":
             self.send_response(200)
