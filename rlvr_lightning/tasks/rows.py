@@ -42,9 +42,7 @@ class RowFormat:
     def __post_init__(self) -> None:
         if "{problem}" not in self.template:
             raise ConfigError(f"task.template must contain {{problem}}; got {self.template!r}")
-        for path in re.findall(FIELD, self.template):
-            if path.split(".")[0] in (self.problem_field, self.answer_field, self.id_field):
-                raise ConfigError(f"task.template may show other fields of the row than {{row.{path}}}")
+        self._check_fields()
         if self.answer_pattern is not None:
             try:
                 groups = re.compile(self.answer_pattern).groups
@@ -52,6 +50,21 @@ class RowFormat:
                 raise ConfigError(f"task.answer_pattern is no regular expression: {error}") from error
             if not groups:
                 raise ConfigError("task.answer_pattern needs a group around the answer")
+
+    def _check_fields(self) -> None:
+        """Can what the template shows besides the question be shown?"""
+        if len(re.findall(FIELD, self.template)) < self.template.count("{row"):
+            raise ConfigError(
+                "template: a field of the row is shown by {row.NAME} or {row.NAME.0.NAME}, of letters, digits and _ alone; "
+                f"got {self.template!r}"
+            )
+        kept = (self.problem_field, self.answer_field, self.id_field, "problem")
+        for path in re.findall(FIELD, self.template):
+            if path.split(".")[0] in kept:
+                raise ConfigError(
+                    f"template: {{row.{path}}} cannot be shown: {{problem}} is the question, the answer is not for the model to "
+                    "see, and ids say nothing"
+                )
 
     def problem(self, row: Mapping[str, Any], where: str) -> Problem:
         """The row's problem.

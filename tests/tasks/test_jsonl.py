@@ -217,12 +217,12 @@ def test_the_template_shows_other_fields_of_the_row(tmp_path: Path) -> None:
         "hint": "",
     }
     path = write(tmp_path / "a.jsonl", [row])
-    template = "Level {row.level}: {problem}{row.hint} Pass {row.tests.asserts.0} in \\boxed{row}. {problem}"
+    template = "Level {row.level}: {problem}{row.hint} Pass {row.tests.asserts.0} in \\boxed{roof}. {problem}"
     task = JsonlTask(path, held_out=0, answer_field=None, template=template)
     (problem,) = task.train()
     question = row["problem"]
     assert problem.messages[0]["content"] == (
-        f"Level 3: {question} Pass assert f(1) == 2 in \\boxed{{row}}. {question}"
+        f"Level 3: {question} Pass assert f(1) == 2 in \\boxed{{roof}}. {question}"
     )
     assert RowFormat(answer_field=None, template=template).question(problem) == question
 
@@ -244,6 +244,19 @@ def test_what_the_template_shows_must_be_there(tmp_path: Path, shown: str, messa
         JsonlTask(path, held_out=0, answer_field=None, template=f"{{problem}} {{{shown}}}")
 
 
-def test_the_template_does_not_show_the_answer(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"task\.template may show other fields of the row than \{row\.answer\}"):
-        JsonlTask(write(tmp_path / "a.jsonl", ROWS), template="{problem} {row.answer}")
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (
+            "{problem} {row.answer}",
+            r"template: \{row\.answer\} cannot be shown: \{problem\} is the question, the answer is not",
+        ),
+        ("{problem} {row.problem}", r"\{row\.problem\} cannot be shown"),
+        ("{problem} {row.id.x}", r"\{row\.id\.x\} cannot be shown"),
+        ("{problem} {row.starter-code}", "a field of the row is shown by"),
+        ("{problem} {rows.hint}", "a field of the row is shown by"),
+    ],
+)
+def test_what_the_template_cannot_show(tmp_path: Path, template: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        JsonlTask(write(tmp_path / "a.jsonl", ROWS), template=template)
