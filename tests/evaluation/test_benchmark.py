@@ -119,6 +119,14 @@ def test_without_a_hub_a_folder_is_needed() -> None:
         benchmark().problems(None)
 
 
+def test_a_hub_out_of_reach_has_a_way_around(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    with pytest.raises(
+        DataError, match=r"cannot be loaded: .*; evaluation\.folder=DIR takes sums\.jsonl from a folder instead"
+    ):
+        benchmark(hub=Hub(str(tmp_path / "nowhere"))).problems(None)
+
+
 @pytest.mark.parametrize("suffix", [".jsonl.gz", ".parquet"])
 def test_the_file_may_have_another_ending(tmp_path: Path, suffix: str) -> None:
     if suffix == ".parquet":

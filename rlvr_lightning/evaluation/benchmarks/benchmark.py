@@ -203,8 +203,11 @@ class Benchmark:
             answer_pattern=hub.answer_pattern,
             template=hub.template or self._form.template,
         )
-        rows = self._in_window(read_hub(hub.path, hub.name, hub.split))
-        return to_problems(rows, form, f"{hub.path} ({hub.split})")
+        try:
+            rows = [*read_hub(hub.path, hub.name, hub.split)]
+        except DataError as error:
+            raise DataError(f"{error}; evaluation.folder=DIR takes {self.file} from a folder instead") from error
+        return to_problems(self._in_window(rows), form, f"{hub.path} ({hub.split})")
 
     def _in_window(self, rows: Iterable[tuple[str, Mapping[str, Any]]]) -> Iterable[tuple[str, Mapping[str, Any]]]:
         return ((where, row) for where, row in rows if self.window is None or self.window.holds(row, where))
