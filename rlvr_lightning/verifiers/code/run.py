@@ -24,9 +24,11 @@ from rlvr_lightning.verifiers.sandbox.protocol import Sandbox
 INSIDE = "rlvr_lightning.verifiers.code.inside"
 # In this order: each imports those before it alone.
 MODULES = ("plain", "wire", "candidate", "tester", "kernel", "watch", "confine", "harness")
-# A script without a file: reads code objects from standard input and makes the modules they are.
+# A script without a file: reads code objects from standard input and makes the modules they are. It looks for no garbage:
+# it lives shortly, and what it has loaded stays untouched, and so is not copied, in the processes it starts.
 BOOT = f"""
-import marshal, os, sys
+import gc, marshal, os, sys
+gc.disable()
 def read(count):
     data = b""
     while len(data) < count:
@@ -43,6 +45,7 @@ for name, code in marshal.loads(read(int.from_bytes(read(8), "little"))):
     if parent:
         setattr(sys.modules[parent], child, module)
     exec(code, vars(module))
+gc.freeze()
 sys.modules["{INSIDE}.harness"].main()
 """
 # What an answer may take longer than the program was given: starting, killing, a busy machine [seconds].

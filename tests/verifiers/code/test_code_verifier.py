@@ -237,6 +237,8 @@ def f(x):
         ("import sys\nsys.stdout.write('5')", (("", "5"),), True),
         ("x = input()\nopen('x', 'w').write(x)\nprint(open('x').read())", (("a", "a"), ("b", "b")), True),
         ("print('x' * 10**6)", (("", "x" * 10**6),), True),
+        ("import gc\nprint(gc.isenabled(), gc.get_threshold()[0] > 0)", (("", "True True"),), True),
+        ("import atexit\natexit.register(lambda: print('bye'))", (("", "bye"),), True),
         ("print(len(input()))", (("y" * 10**6, str(10**6)),), True),
     ],
 )  # fmt: skip
