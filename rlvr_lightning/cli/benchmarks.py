@@ -14,9 +14,17 @@ from rich.progress import Progress
 from rlvr_lightning.config.benchmarks import Candidate, build_candidate, candidates, published_of
 from rlvr_lightning.config.checks import check_folder, check_kinds
 from rlvr_lightning.errors import INTERRUPTED
-from rlvr_lightning.evaluation.benchmarks.published import rows_markdown, rows_table, side_by_side
+from rlvr_lightning.evaluation.benchmarks.published import side_by_side
 from rlvr_lightning.evaluation.benchmarks.results import Measured, mean_of
-from rlvr_lightning.evaluation.statistics import Difference, Estimate, as_markdown, as_table, compared
+from rlvr_lightning.evaluation.statistics import (
+    Difference,
+    Estimate,
+    as_markdown,
+    as_table,
+    compared,
+    rows_markdown,
+    rows_table,
+)
 from rlvr_lightning.rollout.files import write_whole
 
 if TYPE_CHECKING:

@@ -10,8 +10,9 @@ import pytest
 from rlvr_lightning.config.benchmarks import published_of
 from rlvr_lightning.config.compose import compose
 from rlvr_lightning.errors import ConfigError
-from rlvr_lightning.evaluation.benchmarks.published import Published, rows_markdown, side_by_side
+from rlvr_lightning.evaluation.benchmarks.published import Published, side_by_side
 from rlvr_lightning.evaluation.benchmarks.results import Measured, mean_of
+from rlvr_lightning.evaluation.statistics import rows_markdown
 from rlvr_lightning.types import Outcomes
 
 # Right of four responses each: 4, 2, 0.

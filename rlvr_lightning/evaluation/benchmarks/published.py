@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from rich.table import Table
-
 from rlvr_lightning.errors import ConfigError
 from rlvr_lightning.evaluation.benchmarks.results import Measured, mean_of
 
@@ -54,23 +52,6 @@ def side_by_side(measured: Mapping[str, Sequence[Measured]], published: Sequence
         mean_cell = "-" if row.mean is None else f"{row.mean:.1f}"
         rows.append({"": row.model, **cells, "mean": mean_cell, "source": f"published: {told}"})
     return rows
-
-
-def rows_table(title: str, rows: Sequence[Mapping[str, str]]) -> Table:
-    """For the screen."""
-    table = Table(title=title, title_justify="left")
-    for column in rows[0]:
-        table.add_column(column, justify="left" if column in ("", "source") else "right")
-    for row in rows:
-        table.add_row(*row.values())
-    return table
-
-
-def rows_markdown(rows: Sequence[Mapping[str, str]]) -> str:
-    """For reports."""
-    rules = ["---" if column in ("", "source") else "---:" for column in rows[0]]
-    lines = [list(rows[0]), rules, *(list(row.values()) for row in rows)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def _percent(value: float, error: float) -> str:

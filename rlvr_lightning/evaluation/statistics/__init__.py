@@ -11,6 +11,8 @@ from rlvr_lightning.evaluation.statistics.results import (
     as_json,
     as_markdown,
     as_table,
+    rows_markdown,
+    rows_table,
 )
 from rlvr_lightning.evaluation.statistics.units import Units
 
@@ -30,4 +32,6 @@ __all__ = [
     "interval",
     "p_value",
     "paired_difference",
+    "rows_markdown",
+    "rows_table",
 ]

@@ -12,6 +12,9 @@ from rich.table import Table
 
 from rlvr_lightning.evaluation.statistics.intervals import Method
 
+# Columns of words; all others are numbers.
+WORDS = ("", "method", "source")
+
 
 class Result(Protocol):
     """A number with its error."""
@@ -123,19 +126,32 @@ class Difference:
 
 def as_table(title: str, results: Sequence[Result]) -> Table:
     """For the screen; results of one kind and level."""
-    rows = [result.cells() for result in results]
+    return rows_table(title, [result.cells() for result in results])
+
+
+def as_markdown(results: Sequence[Result]) -> str:
+    """A table for reports; results of one kind and level."""
+    return rows_markdown([result.cells() for result in results])
+
+
+def rows_table(title: str, rows: Sequence[Mapping[str, str]]) -> Table:
+    """For the screen.
+
+    Args:
+        title: above it.
+        rows: cells by column, the same columns in each.
+    """
     table = Table(title=title, title_justify="left")
     for column in rows[0]:
-        table.add_column(column, justify="left" if column in ("", "method") else "right")
+        table.add_column(column, justify="left" if column in WORDS else "right")
     for row in rows:
         table.add_row(*row.values())
     return table
 
 
-def as_markdown(results: Sequence[Result]) -> str:
-    """A table for reports; results of one kind and level."""
-    rows = [result.cells() for result in results]
-    rules = ["---" if column in ("", "method") else "---:" for column in rows[0]]
+def rows_markdown(rows: Sequence[Mapping[str, str]]) -> str:
+    """For reports; see `rows_table`."""
+    rules = ["---" if column in WORDS else "---:" for column in rows[0]]
     lines = [list(rows[0]), rules, *(list(row.values()) for row in rows)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
