@@ -33,6 +33,11 @@ def plain_number(text: str) -> Fraction | None:
     return Fraction(numerator) / int(denominator or 1)
 
 
+def far_apart(one: Fraction, other: Fraction) -> bool:
+    """Whether two numbers differ by so much that they cannot agree to the library's six digits."""
+    return 1000 * abs(one - other) > max(abs(one), abs(other), Fraction(1))
+
+
 class MathVerifier:
     """Right when the response's answer equals the gold answer mathematically.
 
@@ -87,7 +92,11 @@ class MathVerifier:
         if not answer.prose:
             one, other = plain_number(gold), plain_number(text)
             # Unequal decimals may still agree to the library's six digits.
-            if one is not None and other is not None and (one == other or "." not in gold + text):
+            if (
+                one is not None
+                and other is not None
+                and (one == other or "." not in gold + text or far_apart(one, other))
+            ):
                 return one == other, text[:200]
             if len(text) > MAX_ANSWER:
                 return False, text[:200]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+import random
 import re
 import time
 from collections.abc import Iterator
@@ -12,7 +13,8 @@ import pytest
 from rlvr_lightning.errors import ConfigError, DataError, VerifierTimeoutError
 from rlvr_lightning.types import Generation, Problem, Prompt, Rollout, Verdict
 from rlvr_lightning.verifiers.grading import Grading, grade
-from rlvr_lightning.verifiers.math import MathVerifier, plain_number
+from rlvr_lightning.verifiers.math import MathVerifier, far_apart, plain_number
+from rlvr_lightning.verifiers.math_worker import judge as judged_by_the_library
 from rlvr_lightning.verifiers.pool import VerifierPool
 
 HOSTILE = "9^{9^{9^9}}"
@@ -246,3 +248,19 @@ def test_of_a_long_answer_two_hundred_characters_are_shown(verifier: MathVerifie
     # Equal as text, and as a plain number, without asking the worker.
     for text in ("x" * 300, "1" + "0" * 30):
         assert verifier(f"\\boxed{{{text}}}", problem(text)).extracted == text[:200]
+
+
+def test_decimals_that_are_settled_at_once_are_so_by_the_library_too() -> None:
+    """Four hundred random pairs, from alike in six digits to of another size."""
+    dice = random.Random(0)
+    settled = 0
+    for _ in range(400):
+        one = round(dice.uniform(-1000, 1000), dice.randrange(1, 6))
+        other = round(
+            one * (1 + dice.choice((0, 1e-9, 1e-5, 1e-3, 3e-3, 0.1, 3)) * dice.choice((-1, 1))), dice.randrange(1, 8)
+        )
+        if far_apart(Fraction(str(one)), Fraction(str(other))):
+            settled += 1
+            said = judged_by_the_library({"gold": str(one), "prediction": str(other), "prose": False})
+            assert said["correct"] is False, (one, other)
+    assert 100 < settled < 350

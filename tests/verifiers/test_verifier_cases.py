@@ -16,7 +16,7 @@ from rlvr_lightning.types import Problem
 from rlvr_lightning.verifiers.math import MathVerifier
 
 CASES = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "verifier_cases.jsonl"
-GATES = {"core": 0.98, "symbolic": 0.9, "extraction": 0.9}
+GATES = {"core": 0.99, "symbolic": 0.95, "extraction": 0.95}
 
 pytestmark = pytest.mark.slow
 

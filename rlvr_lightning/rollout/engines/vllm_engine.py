@@ -129,7 +129,7 @@ class VLLMEngine:
             while engine.has_unfinished_requests():
                 for output in engine.step():
                     if output.finished:
-                        yield int(output.request_id), _generation(output.outputs[0])
+                        yield int(output.request_id), _generation(output.outputs[0], greedy=sampling.temperature == 0)
         finally:
             # Whoever stops listening leaves none behind, of which the next weights would be refused.
             if engine.has_unfinished_requests():
@@ -170,9 +170,14 @@ def _repack_tied_head(model: torch.nn.Module) -> None:
             cast(Any, module).quant_method.process_weights_after_loading(module)
 
 
-def _generation(output: Any) -> Generation:
+def _generation(output: Any, *, greedy: bool) -> Generation:
     tokens = tuple(output.token_ids)
-    logprobs = tuple(entry[token].logprob for token, entry in zip(tokens, output.logprobs, strict=True))
+    # Greedy tokens are certain; vLLM tells what they were at temperature 1.
+    logprobs = (
+        (0.0,) * len(tokens)
+        if greedy
+        else tuple(entry[token].logprob for token, entry in zip(tokens, output.logprobs, strict=True))
+    )
     if output.finish_reason not in ("stop", "length"):
         raise RolloutError(f"vLLM ended a response with {output.finish_reason!r}")
     return Generation(tokens, logprobs, output.finish_reason)
