@@ -3,7 +3,7 @@
     python benchmarks/verdicts.py math --count 100000       # easy answers
     python benchmarks/verdicts.py symbolic --count 2000     # answers for computer algebra
     python benchmarks/verdicts.py code --count 10000        # programs, in the strongest sandbox that works
-    python benchmarks/verdicts.py code --count 1000 --hang 100     # one in a hundred never ends
+    python benchmarks/verdicts.py code --count 3000 --phase 3000 --hang 100     # one in a hundred never ends
 
 Memory is the resident one of this process, and of all its children together, every hundredth of the way; its growth is from a
 tenth of the way to the largest after it.
@@ -25,9 +25,6 @@ from rlvr_lightning.verifiers.code.verifier import CodeVerifier
 from rlvr_lightning.verifiers.judging import Judgement
 from rlvr_lightning.verifiers.pool import VerifierPool
 
-# Submitted and not collected yet, at most: a rollout phase.
-PHASE = 512
-
 
 def memory() -> tuple[int, int]:
     """Of this process, and of its children [bytes]."""
@@ -41,14 +38,14 @@ def memory() -> tuple[int, int]:
     return own.memory_info().rss, children
 
 
-def measured(pool: VerifierPool, answers: Iterable[tuple[str, Problem]], count: int) -> None:
+def measured(pool: VerifierPool, answers: Iterable[tuple[str, Problem]], count: int, phase: int) -> None:
     """Judge them phase by phase and print what was seen."""
     kinds, seen = Counter[str](), list[tuple[int, int]]()
     waiting: list[Future[Judgement]] = []
-    began, step = time.perf_counter(), max(PHASE, count // 100)
+    began, step = time.perf_counter(), max(phase, count // 100)
     for number, (response, problem) in enumerate(answers, 1):
         waiting.append(pool.submit(response, problem))
-        if len(waiting) == PHASE or number == count:
+        if len(waiting) == phase or number == count:
             kinds.update(judgement.kind for judgement in pool.collect(waiting))
             waiting.clear()
             pool.forget()
@@ -75,6 +72,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=10_000)
     parser.add_argument("--hang", type=int, help="one in so many never ends")
     parser.add_argument("--timeout", type=float, default=5.0, help="of an answer in a worker [seconds]")
+    parser.add_argument("--phase", type=int, default=512, help="answers submitted before any is waited for")
     parser.add_argument("--sandbox", default="auto")
     settings = parser.parse_args()
     if settings.kind == "code":
@@ -89,7 +87,7 @@ def main() -> None:
         first = symbolic_answers(4)
     # Starting is no part of it.
     pool.collect([pool.submit(*one) for one in first])
-    measured(pool, answers, settings.count)
+    measured(pool, answers, settings.count, settings.phase)
     pool.close()
 
 
