@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import pickle
 import time
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from rlvr_lightning.errors import ConfigError, VerifierError, VerifierTimeoutError
 from rlvr_lightning.types import Problem, Verdict
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 WORKER = "rlvr_lightning.verifiers.pool_worker"
 
 
+@runtime_checkable
 class Lane(Protocol):
     """Judges one response at a time."""
 

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from rich.table import Table
 
@@ -16,6 +16,7 @@ from rlvr_lightning.evaluation.statistics.intervals import Method
 WORDS = ("", "method", "source")
 
 
+@runtime_checkable
 class Result(Protocol):
     """A number with its error."""
 

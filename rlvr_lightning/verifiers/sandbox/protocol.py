@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from rlvr_lightning.verifiers.sandbox.limits import Limits
 from rlvr_lightning.verifiers.sandbox.session import Session
 
 
+@runtime_checkable
 class Sandbox(Protocol):
     """A kind of confinement.
 
