@@ -70,7 +70,9 @@ def _namespaces(root: bool) -> list[str]:
 
 
 def _files(limits: Limits) -> list[str]:
-    options: list[str] = []
+    # First, for an environment may lie in /tmp itself.
+    size = str(limits.disk_mb * MEBIBYTE)
+    options = ["--proc", "/proc", "--perms", "1777", "--size", size, "--tmpfs", "/tmp"]
     # Made before anything is mounted on them: a folder of root's own would come out closed to the program.
     parents = (parent for path in (sys.base_prefix, *libraries(), *DEVICES) for parent in reversed(Path(path).parents))
     for folder in dict.fromkeys(parents):
@@ -79,6 +81,4 @@ def _files(limits: Limits) -> list[str]:
         options += ["--ro-bind-try", path, path]
     for path in DEVICES:
         options += ["--dev-bind-try", path, path]
-    size = str(limits.disk_mb * MEBIBYTE)
-    options += ["--proc", "/proc", "--perms", "1777", "--size", size, "--tmpfs", "/tmp"]
     return [*options, "--remount-ro", "/", "--chdir", "/tmp"]

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import threading
 import time
@@ -148,6 +149,24 @@ def test_folders_of_a_killed_judge_go_with_the_next_one(tmp_path: Path, monkeypa
     assert [path.name for path in left.rglob("left")] == ["left"]
     alive.communicate()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("strength", choose.KINDS)
+def test_packages_are_found_where_the_environment_lies(strength: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also in /tmp, where programs write."""
+    if (reason := choose.failure(strength)) is not None:
+        pytest.skip(f"{strength} does not work here: {reason}")
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        Path(folder).chmod(0o755)
+        (Path(folder) / "packaged.py").write_text("def half(x):\n    return x // 2\n")
+        (Path(folder) / "packaged.py").chmod(0o644)
+        monkeypatch.setattr(sysconfig, "get_path", lambda kind: folder)
+        verifier = CodeVerifier(sandbox=strength, timeout_s=SLOW)
+        writes = "open('/tmp/mine', 'w').write('x')\n" if strength == "bubblewrap" else ""
+        assert verifier(f"```python\n{writes}from packaged import half\n```", FOUR).kind == "correct"
+        spoils = f"open('{folder}/packaged.py', 'a').write('#')\n"
+        if strength != "rlimits" or os.geteuid() == 0:
+            assert verifier(f"```python\n{spoils}from packaged import half\n```", FOUR).kind == "wrong"
 
 
 def test_what_is_extracted_is_the_program() -> None:
