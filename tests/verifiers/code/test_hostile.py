@@ -25,6 +25,8 @@ from rlvr_lightning.verifiers.sandbox.limits import Limits
 from rlvr_lightning.verifiers.sandbox.rlimits import Rlimits
 from rlvr_lightning.verifiers.sandbox.users import uids_of_this_process
 
+# The strongest with the fast tests, the others with the slow ones.
+STRENGTHS = ["bubblewrap", *(pytest.param(name, marks=pytest.mark.slow) for name in KINDS if name != "bubblewrap")]
 CANARY = "canary_of_the_judge"
 SECONDS = 1.0
 ASSERTS = ["assert add(2, 3) == 5", "assert add(-1, 1) == 0", "assert add([1], [2]) == [1, 2]"]
@@ -112,7 +114,7 @@ def judged(strength: str, code: str, problem: Problem, seconds: float = SECONDS)
     return verdict.correct
 
 
-@pytest.mark.parametrize("strength", KINDS)
+@pytest.mark.parametrize("strength", STRENGTHS)
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_function(
     name: str, strength: str, port: int, nothing_left: None, monkeypatch: pytest.MonkeyPatch
@@ -134,7 +136,7 @@ def test_a_hostile_function(
     assert correct is right or (correct is False and strength == "rlimits")
 
 
-@pytest.mark.parametrize("strength", KINDS)
+@pytest.mark.parametrize("strength", STRENGTHS)
 @pytest.mark.parametrize("name", HOSTILE_READERS)
 def test_a_hostile_reader(name: str, strength: str, nothing_left: None) -> None:
     hostile = HOSTILE_READERS[name]
@@ -147,13 +149,13 @@ def test_there_are_enough_of_them() -> None:
     assert len(HOSTILE) + len(HOSTILE_READERS) >= 60
 
 
-@pytest.mark.parametrize("strength", KINDS)
+@pytest.mark.parametrize("strength", STRENGTHS)
 def test_what_is_right_stays_right_after_all_that(strength: str, nothing_left: None) -> None:
     assert judged(strength, "def add(a, b):\n    return a + b\n", ADD, 10.0)
     assert judged(strength, "print(sum(map(int, input().split())))", READER, 10.0)
 
 
-@pytest.mark.parametrize("strength", KINDS)
+@pytest.mark.parametrize("strength", STRENGTHS)
 def test_nothing_outlives_a_judge_that_is_killed(strength: str, nothing_left: None) -> None:
     """A judge ended by kill -9 in the middle of a program takes everything along."""
     script = f"""
@@ -196,7 +198,7 @@ CodeVerifier(extract="whole", sandbox={strength!r}, timeout_s={{"stdin": 60}})(
     assert of_the_judge() == []
 
 
-@pytest.mark.parametrize("strength", KINDS)
+@pytest.mark.parametrize("strength", STRENGTHS)
 def test_the_strength_is_told(strength: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     choose._announce.cache_clear()
