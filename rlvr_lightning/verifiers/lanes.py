@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import pickle
 import time
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
@@ -21,6 +22,10 @@ WORKER = "rlvr_lightning.verifiers.pool_worker"
 @runtime_checkable
 class Lane(Protocol):
     """Judges one response at a time."""
+
+    def start(self) -> None:
+        """Get ready, which is no part of a response's time. Calling it before each response does no harm."""
+        ...
 
     def judge(self, response: str, problem: Problem) -> Judgement:
         """One response."""
@@ -45,6 +50,9 @@ class ThreadLane:
     def __init__(self, verifier: Verifier) -> None:
         self._verifier = verifier
 
+    def start(self) -> None:
+        """Nothing: the verifier is there."""
+
     def judge(self, response: str, problem: Problem) -> Judgement:
         """One response."""
         return judge(self._verifier, response, problem)
@@ -67,6 +75,11 @@ class ProcessLane:
     def __init__(self, pickled: bytes, timeout_s: float) -> None:
         self._worker = IsolatedWorker(WORKER, timeout_s, setup={"verifier": base64.b64encode(pickled).decode()})
         self._aborted = False
+
+    def start(self) -> None:
+        """Start the process, if there is none. What keeps it from that, the next response is told."""
+        with contextlib.suppress(VerifierError):
+            self._worker.start()
 
     def judge(self, response: str, problem: Problem) -> Judgement:
         """One response. What a worker dies of, it dies of twice before it counts as an error.

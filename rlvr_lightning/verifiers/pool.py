@@ -198,6 +198,7 @@ class _Server(threading.Thread):
             future, response, problem = job
             if not future.set_running_or_notify_cancel():
                 continue
+            self.lane.start()
             self.since = time.monotonic()
             try:
                 future.set_result(self.lane.judge(response, problem))

@@ -258,7 +258,8 @@ def test_a_run_that_forgets_to_close_ends_quietly() -> None:
     kinds, _, pids = out.partition("] ")
     assert kinds == "['wrong', 'wrong', 'correct', 'wrong'"
     numbers = [int(pid) for pid in pids.strip("[]\n").split(", ")]
-    assert len(numbers) == 4
+    # Two workers with a process of the library each, and where the machine is so busy that they are late, others.
+    assert len(numbers) >= 4
     time.sleep(1.0)
     assert not any(psutil.pid_exists(pid) for pid in numbers)
 
@@ -273,6 +274,21 @@ def test_hung_ones_hold_up_no_other(opened: Open) -> None:
     assert [one.kind for one in found] == ["correct" if place == 4 else "wrong" for place in range(20)]
     # One at work, and one for each that was held up.
     assert len(children()) == 4
+
+
+class Slow(Scripted):
+    """Takes longer to start than any response should."""
+
+    def start(self) -> None:
+        time.sleep(2.5)
+
+
+def test_starting_holds_up_nobody(opened: Open) -> None:
+    pool = opened(Slow(), workers=2)
+    found = judged(pool, *(f"{place}" for place in range(6)))
+    assert [one.kind for one in found] == ["correct" if place == 4 else "wrong" for place in range(6)]
+    assert max(one.seconds for one in found) < 2
+    assert len(children()) == 2
 
 
 def test_there_is_an_end_to_the_workers_added(opened: Open) -> None:

@@ -141,9 +141,9 @@ def test_a_sample_of_mutants_is_judged_as_by_brute_force(
     shared_data: Path, verifier: CodeVerifier, tmp_path: Path
 ) -> None:
     quick = CodeVerifier(timeout_s={"check": 4.0, "asserts": 4.0, "functional": 4.0, "stdin": 4.0})
-    fail, wrong = wrongly_judged(quick, tmp_path, drawn(0, list(all_mutants(shared_data)), 10))
+    fail, wrong = wrongly_judged(quick, tmp_path, drawn(0, list(all_mutants(shared_data)), 4))
     assert wrong == []
-    assert fail >= 5
+    assert fail > 0
 
 
 @pytest.mark.slow
