@@ -305,3 +305,18 @@ def test_minutes_are_counted_from_the_last_checkpoint(tmp_path: Path, monkeypatc
 def test_intervals_are_above_nothing(name: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=f"trainer.save_{name} must be above 0 or null; got 0"):
         Checkpoints(tmp_path, 1, **{name: 0})
+
+
+class AtTheEnd(Callback):
+    """Fails when training is over, as a long measurement may."""
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        raise RuntimeError("too late")
+
+
+def test_the_last_epoch_is_saved_before_anything_is_done_at_the_end(tmp_path: Path) -> None:
+    often = ("trainer.max_epochs=3", "trainer.val_every_n_epochs=5")
+    run = build_run(compose([*SMALL, *often, f"output_dir={tmp_path}"]), [AtTheEnd()])
+    with pytest.raises(RuntimeError, match="too late"):
+        run.fit()
+    assert io.newest(tmp_path / "checkpoints").name == "step_00000003"

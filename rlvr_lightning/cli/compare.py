@@ -12,10 +12,10 @@ from rich.console import Console
 from rlvr_lightning.errors import ConfigError, DataError, nearest
 from rlvr_lightning.evaluation.statistics import Difference, as_json, as_markdown, as_table, compare_files
 from rlvr_lightning.rollout.files import write_whole
+from rlvr_lightning.tasks.files import SUFFIXES
 
 Of = Literal["correct", "rewards"]
 OPTIONS = ("output", "of")
-SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 
 
 def compare(arguments: Sequence[str]) -> None:

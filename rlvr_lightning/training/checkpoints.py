@@ -133,10 +133,11 @@ class Checkpoints(Checkpoint):
             self._here = None
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save after a validation, or where it was time within the epoch."""
+        """Save after a validation, where it was time within the epoch, and after the last epoch."""
         epochs = trainer.current_epoch + 1
         self._stand(trainer, pl_module, epochs, 0)
-        if self._due or epochs % self.every_n_epochs == 0:
+        # What is done at the end of training, such as measuring benchmarks, may take long or fail.
+        if self._due or epochs % self.every_n_epochs == 0 or epochs == trainer.max_epochs:
             self._save(trainer, pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

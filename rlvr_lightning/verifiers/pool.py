@@ -12,7 +12,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import TYPE_CHECKING, Literal
 
 from rlvr_lightning.errors import ConfigError
@@ -102,14 +102,10 @@ class VerifierPool:
         return [self._waited_for(future) for future in futures]
 
     def _waited_for(self, future: Future[Judgement]) -> Judgement:
-        while True:
-            try:
-                return future.result(SLOW_SECONDS)
-            except TimeoutError:
-                if future.done():
-                    raise
-                assert self._running is not None
-                self._running.relieve()
+        while not wait([future], SLOW_SECONDS).done:
+            assert self._running is not None
+            self._running.relieve()
+        return future.result()
 
     def forget(self) -> None:
         """Judge anew from now on: a phase is over."""
@@ -125,14 +121,15 @@ class VerifierPool:
             self.verifier.close()
 
     def _start(self) -> _Running:
-        pickled = self._pickled
+        # What makes lanes must not hold this object, with which they end.
+        verifier, pickled, timeout_s = self.verifier, self._pickled, self._timeout_s
         if pickled is not None:
             count = self.num_processes
-            return _Running(lambda: ProcessLane(pickled, self._timeout_s), count, MOST_LANES * count)
-        assert isinstance(self.verifier, Concurrent)
-        count = self.verifier.concurrency
-        most = self.verifier.most_concurrency if isinstance(self.verifier, Elastic) else count
-        return _Running(lambda: ThreadLane(self.verifier), count, most)
+            return _Running(lambda: ProcessLane(pickled, timeout_s), count, MOST_LANES * count)
+        assert isinstance(verifier, Concurrent)
+        count = verifier.concurrency
+        most = verifier.most_concurrency if isinstance(verifier, Elastic) else count
+        return _Running(lambda: ThreadLane(verifier), count, most)
 
 
 class _Running:
@@ -198,9 +195,9 @@ class _Server(threading.Thread):
             future, response, problem = job
             if not future.set_running_or_notify_cancel():
                 continue
-            self.lane.start()
-            self.since = time.monotonic()
             try:
+                self.lane.start()
+                self.since = time.monotonic()
                 future.set_result(self.lane.judge(response, problem))
             except BaseException as error:  # noqa: BLE001 - raised again by whoever collects
                 future.set_exception(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -297,3 +298,41 @@ def test_there_is_an_end_to_the_workers_added(opened: Open) -> None:
     found = judged(pool, *(f"sleep 60{place}" for place in range(9)), "4")
     assert [one.kind for one in found] == ["timeout"] * 9 + ["correct"]
     assert len(children()) <= MOST_LANES
+
+
+def test_a_pool_nobody_holds_ends_at_once() -> None:
+    """Not when garbage is looked for: its workers hold memory and files."""
+    before = psutil.Process().children(recursive=True)
+    gc.disable()
+    try:
+        pool = VerifierPool(Scripted(), workers=1)
+        judged(pool, "4")
+        (worker,) = [child for child in psutil.Process().children(recursive=True) if child not in before]
+        del pool
+        assert gone([worker])
+    finally:
+        gc.enable()
+
+
+class NoRoom(VerifierPool):
+    """A pool on a machine that starts no more processes."""
+
+    def __init__(self) -> None:
+        super().__init__(Scripted(), workers=1)
+
+    def _start(self) -> Any:
+        running = super()._start()
+
+        def full() -> None:
+            raise OSError(11, "no more processes")
+
+        for server in running._servers:
+            server.lane.start = full
+        return running
+
+
+def test_what_keeps_a_worker_from_starting_is_told() -> None:
+    pool = NoRoom()
+    with pytest.raises(OSError, match="no more processes"):
+        judged(pool, "4")
+    pool.close()
