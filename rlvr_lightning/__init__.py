@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "ConfigError": "errors",
     "RLVRError": "errors",
+    "Episode": "types",
     "Problem": "types",
     "Prompt": "types",
     "Rollout": "types",
@@ -90,7 +91,7 @@ _HOMES = {
     "RolloutDataModule": "datamodule",
     "auto_engine": "rollout.engines.auto",
     "TransformersEngine": "rollout.engines.transformers_engine",
-    "VLLMEngine": "rollout.engines.vllm_engine",
+    "VLLMEngine": "rollout.engines.vllm.in_process",
     "build_run": "config.build",
     "compose": "config.compose",
 }

@@ -19,7 +19,7 @@ from rlvr_lightning.rollout.balance import balanced
 from rlvr_lightning.rollout.buffers import load_buffer, save_buffer
 from rlvr_lightning.rollout.collector import Collected, Collector
 from rlvr_lightning.rollout.isolation import Packing, settled_packing
-from rlvr_lightning.rollout.keeping import keep_phase
+from rlvr_lightning.rollout.keeping import Keeper
 from rlvr_lightning.rollout.micro_batches import Budget, Layout
 from rlvr_lightning.rollout.prompts import PromptSource
 from rlvr_lightning.rollout.refill import StepCut
@@ -60,7 +60,7 @@ class RolloutDataModule(L.LightningDataModule):
         budget: what is in memory at a time when responses are scored and learned from.
         eval_samples: k, responses to each held-out problem.
         seed: of prompt order and sampling.
-        output_dir: rollouts are written to `rollouts/` in it; None keeps them in memory alone.
+        output_dir: rollouts are written to `rollouts/` and `held_out/` in it; None keeps them in memory alone.
         shaping: of the rewards, before the advantage; none by default.
         grading: what becomes of verdicts.
 
@@ -114,6 +114,7 @@ class RolloutDataModule(L.LightningDataModule):
         # Version of the policy the buffer was drawn from, and where in the prompt order it began.
         self._buffer_version, self._cursor, self._next_cursor = -1, 0, 0
         self._collector: Collector | None = None
+        self._keeper: Keeper | None = None
         self._synced: SyncedEngine
         self._packed = False
 
@@ -175,6 +176,7 @@ class RolloutDataModule(L.LightningDataModule):
             apart = PromptSource(held_out, self.source.tokenizer, self.seed, *limits)
             self.held_out_prompts, self._longest = apart.in_order(), max(self._longest, apart.longest)
         self._synced = SyncedEngine(self.engine, self.source)
+        self._keeper = None if self.output_dir is None else Keeper(self.output_dir, *self.ranks)
         stops = self.source.stop_token_ids()
         self.sampling = SamplingSpec(self.temperature, self.sampling.max_new_tokens, stops)
         ranks_here = self.trainer.num_devices
@@ -204,7 +206,7 @@ class RolloutDataModule(L.LightningDataModule):
             return DataLoader(cast(Any, [None] * self.steps_per_epoch), batch_size=None)
         epoch_under_way = 0 <= self._buffer_version < version < self._buffer_version + self.steps_per_epoch
         if epoch_under_way and not self._steps:
-            self._steps, self.report = load_buffer(self._rollouts, self._buffer_version, *self.ranks)
+            self._steps, self.report = load_buffer(self._buffers, self._buffer_version, *self.ranks)
             checks.check_scored(chain.from_iterable(self._steps), self.rlvr_module.objective)
         elif self._buffer_version != version or not self._steps:
             self._collect(version)
@@ -243,15 +245,15 @@ class RolloutDataModule(L.LightningDataModule):
         assert self.trainer is not None
         self.report = drawn.report.metrics(self.trainer.strategy.root_device)
         self.last_rollouts = [rollout for group in drawn.rollouts for rollout in group]
-        if self.output_dir is None:
+        if self._keeper is None:
             return
-        keep_phase(self.output_dir, self._buffer_version, drawn)
+        self._keeper.keep_phase(self._buffer_version, drawn)
         if self.steps_per_epoch > 1:
-            save_buffer(self._rollouts, self._buffer_version, self._steps, self.report, *self.ranks)
+            save_buffer(self._buffers, self._buffer_version, self._steps, self.report, *self.ranks)
 
     @property
-    def _rollouts(self) -> Path:
-        return (self.output_dir or Path()) / "rollouts"
+    def _buffers(self) -> Path:
+        return (self.output_dir or Path()) / "buffers"
 
     def val_dataloader(self) -> DataLoader[list[Prompt]]:
         """This rank's share of the held-out prompts, as one batch."""
@@ -269,10 +271,16 @@ class RolloutDataModule(L.LightningDataModule):
     def evaluate(self, prompts: list[Prompt]) -> list[Rollout]:
         """Graded responses to held-out prompts, `eval_samples` each, with seeds of their own. Every rank must call it."""
         assert self._collector is not None
-        return self._collector.held_out(prompts, self.eval_samples)
+        assert self.trainer is not None
+        drawn = self._collector.held_out(prompts, self.eval_samples)
+        if self._keeper is not None and self.trainer.state.fn == "fit":
+            self._keeper.keep_held_out(self.rlvr_module.policy_version, drawn)
+        return drawn
 
     def state_dict(self) -> dict[str, Any]:
         """Where the run stands in the prompt order, and whose rollouts are being learned from."""
+        if self._keeper is not None:
+            self._keeper.flush()
         where = {name: getattr(self, f"_{name}") for name in PLACE}
         where["policy_version"] = self.rlvr_module.policy_version
         return {**where, "order": self.train_prompts.order, "settings": checks.phase_settings(self)}
@@ -292,3 +300,5 @@ class RolloutDataModule(L.LightningDataModule):
         if stage != "validate" and self._collector is not None:
             self._collector.pool.close()
             self._synced.close()
+            if self._keeper is not None:
+                self._keeper.close()

@@ -20,7 +20,7 @@ from rlvr_lightning.config.checks import check_folder
 from rlvr_lightning.config.compose import compose, explain
 from rlvr_lightning.errors import ConfigError
 from rlvr_lightning.models.source import ModelSource
-from rlvr_lightning.rollout.engines.vllm_engine import vllm_installed
+from rlvr_lightning.rollout.engines.vllm.installed import vllm_installed
 
 FIT = ("fit", "conf=archer", "trainer.max_epochs=0")
 

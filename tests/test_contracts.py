@@ -24,7 +24,7 @@ from rlvr_lightning.config.compose import compose, config_dir
 from rlvr_lightning.config.derived import DerivedNumbers
 from rlvr_lightning.config.trainer import build_trainer, check_hardware
 from rlvr_lightning.errors import ConfigError, HardwareError
-from rlvr_lightning.rollout.engines.vllm_engine import vllm_installed
+from rlvr_lightning.rollout.engines.vllm.installed import vllm_installed
 from rlvr_lightning.types import Problem, Verdict
 
 COMPONENTS = (

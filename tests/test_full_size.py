@@ -27,8 +27,8 @@ from rlvr_lightning.models.policy import Policy
 from rlvr_lightning.models.recompute import recompute
 from rlvr_lightning.models.shapes import packaged
 from rlvr_lightning.rollout.checks import check_on_policy
-from rlvr_lightning.rollout.engines import vllm_engine
-from rlvr_lightning.rollout.engines.vllm_engine import VLLMEngine
+from rlvr_lightning.rollout.engines.vllm import in_process
+from rlvr_lightning.rollout.engines.vllm.in_process import VLLMEngine
 from rlvr_lightning.training.forecast import states
 from rlvr_lightning.training.forecast.setup import GIB
 from rlvr_lightning.training.sharding import shard
@@ -54,7 +54,7 @@ def test_every_object_builds_from_its_own_settings(cfg: DictConfig, monkeypatch:
     _, ranks, longest = FULL_SIZE[cfg.name]
     check_kinds(cfg)
     # vLLM is imported when the engine starts; what is asked here is whether it takes these settings.
-    monkeypatch.setattr(vllm_engine, "vllm_installed", lambda: True)
+    monkeypatch.setattr(in_process, "check_vllm", lambda setting: None)
     engine = component(cfg, "engine")
     assert isinstance(engine, VLLMEngine)
     assert engine.gpu_memory_utilization == cfg.engine.gpu_memory_utilization

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import gzip
-import json
 import math
 from pathlib import Path
 from statistics import fmean
@@ -16,6 +14,7 @@ from omegaconf import open_dict
 
 from rlvr_lightning.config.build import build_run
 from rlvr_lightning.config.compose import compose, config_dir
+from rlvr_lightning.rollout.recorded import read_recorded
 
 pytestmark = pytest.mark.slow
 
@@ -45,10 +44,7 @@ def changes(model: Any, folder: Path) -> tuple[float, float]:
     Means over those of positive and over those of negative advantage. With a dead optimizer both are rounding, and with
     one that goes the wrong way the second is above the first, whatever luck the rewards had.
     """
-    drawn = []
-    for file in sorted(folder.glob("version_*.jsonl.gz")):
-        with gzip.open(file, "rt") as lines:
-            drawn += [record for record in map(json.loads, lines) if record["advantage"]]
+    drawn = [record for record in read_recorded(folder) if record["advantage"]]
     changed: dict[bool, list[float]] = {True: [], False: []}
     for start in range(0, len(drawn), 128):
         batch = drawn[start : start + 128]

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 from pathlib import Path
 
 import pytest
 import torch
-from training import fit
+from training import fit, recorded
 
 from rlvr_lightning.config.build import build_data
 from rlvr_lightning.config.components import component
@@ -18,13 +16,13 @@ from rlvr_lightning.methods.advantages.group_relative import GroupRelative
 from rlvr_lightning.methods.shaping.overlong import OverlongPenalty
 from rlvr_lightning.models.source import ModelSource
 from rlvr_lightning.rollout.batching import make_rows
-from rlvr_lightning.types import Generation, Problem, Prompt, Rollout, Verdict
+from rlvr_lightning.types import Episode, Generation, Problem, Prompt, Rollout, Verdict
 
 
 def rollout(length: int, reward: float | None) -> Rollout:
-    generation = Generation((7,) * length, (-0.5,) * length, "stop")
+    episode = Episode.of(Generation((7,) * length, (-0.5,) * length, "stop", 0))
     verdict = None if reward is None else Verdict(reward, reward == 1.0)
-    return Rollout(Prompt(Problem("p", (), "1"), (2, 3), 0), 0, generation, "", 0, verdict)
+    return Rollout(Prompt(Problem("p", (), "1"), (2, 3), 0), 0, episode, "", verdict)
 
 
 @pytest.mark.parametrize(
@@ -69,8 +67,7 @@ def test_a_run_learns_from_and_logs_the_shaped_rewards(tmp_path: Path) -> None:
         "shaping.buffer=40",
         "trainer.max_epochs=1",
     )
-    with gzip.open(tmp_path / "rollouts" / "version_0.jsonl.gz", "rt") as file:
-        rows = [json.loads(line) for line in file]
+    rows = recorded(tmp_path, 0)
     # 48 tokens at most: the penalty grows from the ninth token on.
     lengths = [len(row["token_ids"]) for row in rows]
     shaped = [row["reward"] - max(0, length - 8) / 40 for row, length in zip(rows, lengths, strict=True)]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import OmegaConf
-from training import SMALL, fit, weights, widest_difference
+from training import SMALL, fit, recorded, weights, widest_difference
 
 from rlvr_lightning.cli.main import main
 from rlvr_lightning.config.build import build_data, build_module, build_run
@@ -50,10 +50,9 @@ def test_a_run_leaves_everything_behind(archer: Path) -> None:
     assert json.loads((archer / "versions.json").read_text())["torch"] == torch.__version__
     # Four epochs of four optimizer steps, each from the policy of the step it began at.
     assert sorted(p.name for p in archer.glob("rollouts/version_*")) == [
-        f"version_{step}.jsonl.gz" for step in (0, 12, 4, 8)
+        f"version_{step:08}.rank_0_of_1.parquet" for step in (0, 4, 8, 12)
     ]
-    with gzip.open(archer / "rollouts" / "version_4.jsonl.gz", "rt") as file:
-        rows = [json.loads(line) for line in file]
+    rows = recorded(archer, 4)
     assert len(rows) == 8 * 4
     assert {row["policy_version"] for row in rows} == {4}
     assert [row["prompt_index"] for row in rows[::4]] == list(range(8, 16))
@@ -63,8 +62,7 @@ def test_a_run_leaves_everything_behind(archer: Path) -> None:
 def test_what_is_logged(archer: Path) -> None:
     reward = logged(archer, "reward/mean")
     assert len(reward) == 4
-    with gzip.open(archer / "rollouts" / "version_0.jsonl.gz", "rt") as file:
-        first = [json.loads(line)["reward"] for line in file]
+    first = [row["reward"] for row in recorded(archer, 0)]
     assert reward[0] == pytest.approx(sum(first) / len(first))
     # The engine and the trainer agree on what was sampled.
     assert max(logged(archer, "rollout/logprob_gap_max")) < 1e-4
@@ -204,8 +202,7 @@ def test_a_failing_verifier_is_counted_and_named_and_gives_no_reward(
     run = build_run(compose([*SMALL, *OFF_POLICY, *once, f"output_dir={tmp_path}"]))
     run.data.verifier = Moody()
     run.fit()
-    with gzip.open(tmp_path / "rollouts" / "version_0.jsonl.gz", "rt") as file:
-        rows = [json.loads(line) for line in file]
+    rows = recorded(tmp_path, 0)
     failed = [row for row in rows if row["response"][-1:] in set("13579")]
     assert 0 < len(failed) < len(rows)
     assert all(row["reward"] is None and row["advantage"] == 0 for row in failed)

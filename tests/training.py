@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from rlvr_lightning.config.build import Run, build_run
 from rlvr_lightning.config.compose import compose
+from rlvr_lightning.rollout.recorded import read_recorded
 from rlvr_lightning.training.checkpoint_io import WEIGHTS, newest
 from rlvr_lightning.training.shards import load_shards, saved_tensors
 
@@ -29,6 +31,12 @@ def fit(output_dir: Path, *overrides: str) -> Run:
     run = build_run(compose([*SMALL, *overrides, f"output_dir={output_dir}"]))
     run.fit()
     return run
+
+
+def recorded(folder: Path, version: int | None = None) -> list[dict[str, Any]]:
+    """Responses of a run's phase (or of all), prompt by prompt, whatever ranks drew them."""
+    rows = [row for row in read_recorded(folder / "rollouts") if version in (None, row["phase"])]
+    return sorted(rows, key=lambda row: (row["phase"], row["prompt_index"], row["sample"]))
 
 
 def weights(run: Run) -> torch.Tensor:

@@ -31,7 +31,7 @@ class DropBuffers(Callback):
         data = cast("RolloutDataModule", trainer.datamodule)  # type: ignore[attr-defined]
         if trainer.is_global_zero:
             since, keep = needed_buffers(self.folder / "checkpoints", data.steps_per_epoch)
-            drop_buffers(self.folder / "rollouts", keep, since)
+            drop_buffers(self.folder / "buffers", keep, since)
 
     on_fit_end = on_train_epoch_start
 

@@ -96,7 +96,7 @@ def predict(cfg: DictConfig) -> None:
     rollouts = run.module.predictions
     rank = f".rank_{run.trainer.global_rank}" if run.trainer.world_size > 1 else ""
     path = run.output_dir / f"predictions{rank}.jsonl.gz"
-    write_records(path, [rollout_record(rollout, 0.0) for rollout in rollouts])
+    write_records(path, [rollout_record(rollout, None) for rollout in rollouts])
     Console().print(f"{len(rollouts)} responses: {path}", soft_wrap=True)
 
 

@@ -95,7 +95,7 @@ def controller_row(cfg: DictConfig) -> tuple[tuple[str, str], ...]:
 
 
 def _engine(cfg: DictConfig) -> str:
-    from rlvr_lightning.rollout.engines.vllm_engine import vllm_installed
+    from rlvr_lightning.rollout.engines.vllm.installed import vllm_installed
 
     if _name(cfg.engine) != "auto_engine":
         return _name(cfg.engine)

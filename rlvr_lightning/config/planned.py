@@ -18,7 +18,7 @@ from rlvr_lightning.models.shapes import ModelShape, model_shape
 from rlvr_lightning.models.source import ModelSource
 from rlvr_lightning.module import RLVRModule
 from rlvr_lightning.rollout.engines.dtypes import engine_dtype
-from rlvr_lightning.rollout.engines.vllm_engine import vllm_installed
+from rlvr_lightning.rollout.engines.vllm.installed import vllm_installed
 from rlvr_lightning.rollout.prompts import tokenize
 from rlvr_lightning.training.forecast.forecast import Forecast, forecast
 from rlvr_lightning.training.forecast.remedies import remedies

@@ -18,12 +18,12 @@ from rlvr_lightning.types import Rollout, Row, TokenBatch
 
 def is_usable(rollout: Rollout) -> bool:
     """Whether a response may carry weight: it was judged, and its log-probabilities are finite."""
-    return rollout.verdict is not None and all(map(math.isfinite, rollout.generation.logprobs))
+    return rollout.verdict is not None and all(map(math.isfinite, rollout.episode.logprobs))
 
 
 def is_cut(rollout: Rollout) -> bool:
     """Whether a response ended at its length instead of by itself."""
-    return rollout.generation.finish_reason == "length"
+    return rollout.episode.finish_reason == "length"
 
 
 def rewards_of(rollouts: Sequence[Rollout], group_size: int) -> tuple[Float[Tensor, "P G"], Bool[Tensor, "P G"]]:
@@ -46,7 +46,7 @@ def shaped_rewards(
     """What the advantage is made of."""
     if shaping is None:
         return rewards
-    return shaping(rewards, torch.tensor([len(r.generation.token_ids) for r in rollouts]).view_as(rewards))
+    return shaping(rewards, torch.tensor([r.episode.num_written for r in rollouts]).view_as(rewards))
 
 
 def make_rows(
@@ -81,15 +81,15 @@ def make_rows(
 
 
 def _row(rollout: Rollout, advantage: Tensor, seed: int, *, weight: bool) -> Row:
-    prompt, response = rollout.prompt.token_ids, rollout.generation.token_ids
+    prompt, response = rollout.prompt.token_ids, rollout.episode.token_ids
     before, scored = len(prompt) - 1, len(prompt) - 1 + len(response)
     loss_mask = torch.zeros(scored, dtype=torch.bool)
     rollout_logprobs, noise = torch.zeros(scored), torch.zeros(scored)
     generator = torch.Generator().manual_seed(derived_seed(seed, "noise", rollout.prompt.index, rollout.sample))
     noise[before:] = torch.rand(len(response), generator=generator)
     if weight:
-        loss_mask[before:] = True
-        rollout_logprobs[before:] = torch.tensor(rollout.generation.logprobs)
+        loss_mask[before:] = torch.tensor(rollout.episode.written)
+        rollout_logprobs[before:] = torch.tensor(rollout.episode.logprobs)
     ids, advantages = torch.tensor(prompt + response), advantage * loss_mask
     return Row(rollout.prompt.index, rollout.sample, ids, loss_mask, advantages, rollout_logprobs, noise)
 

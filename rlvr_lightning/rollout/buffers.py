@@ -1,6 +1,6 @@
 """The rows of a rollout phase on disk, for going on in the middle of its epoch with any number of ranks.
 
-`rollouts/buffer_V/` holds the phase drawn at policy version V: of each rank that drew it `rank_R_of_W.safetensors`, where
+`buffers/buffer_V/` holds the phase drawn at policy version V: of each rank that drew it `rank_R_of_W.safetensors`, where
 the rows' tensors lie one after another, and `rank_R_of_W.json`, which says whose they are. A folder of that name is
 whole. Nothing in it is unpickled.
 """
@@ -29,18 +29,18 @@ FIELDS = ("token_ids", "loss_mask", "advantages", "rollout_logprobs", "noise", "
 STATISTIC = "old_statistics/"
 
 
-def buffer_folder(rollouts: Path, version: int) -> Path:
+def buffer_folder(buffers: Path, version: int) -> Path:
     """Where the phase drawn at policy version `version` lies."""
-    return rollouts / f"buffer_{version}"
+    return buffers / f"buffer_{version}"
 
 
 def save_buffer(
-    rollouts: Path, version: int, steps: Sequence[Sequence[Row]], report: Mapping[str, float], rank: int, ranks: int
+    buffers: Path, version: int, steps: Sequence[Sequence[Row]], report: Mapping[str, float], rank: int, ranks: int
 ) -> None:
     """Keep a phase. Every rank must call it with its own rows.
 
     Args:
-        rollouts: the run's folder of rollouts.
+        buffers: the run's folder of them.
         version: of the policy the phase was drawn from.
         steps: this rank's scored rows of each optimizer step of one pass.
         report: what is logged of the phase.
@@ -50,7 +50,7 @@ def save_buffer(
     Raises:
         RolloutError: a rank could not write its part; what was there before is as it was.
     """
-    target, partial = buffer_folder(rollouts, version), rollouts / f".buffer_{version}.partial"
+    target, partial = buffer_folder(buffers, version), buffers / f".buffer_{version}.partial"
     _together(lambda: _make_anew(partial), alone=True, rank=rank)
     _together(lambda: _write_part(partial / f"rank_{rank}_of_{ranks}", version, steps, report), rank=rank)
 
@@ -58,12 +58,12 @@ def save_buffer(
         sync_folder(partial)
         shutil.rmtree(target, ignore_errors=True)  # drawn once before, in a session that did not get far
         partial.rename(target)
-        sync_folder(rollouts)
+        sync_folder(buffers)
 
     _together(put_in_place, alone=True, rank=rank)
 
 
-def load_buffer(rollouts: Path, version: int, rank: int, ranks: int) -> tuple[list[list[Row]], dict[str, float]]:
+def load_buffer(buffers: Path, version: int, rank: int, ranks: int) -> tuple[list[list[Row]], dict[str, float]]:
     """This rank's rows of each optimizer step, and the report, of the phase drawn at `version`.
 
     As many ranks as drew it get what they had; with another number all rows are shared out anew, as if so many had drawn
@@ -72,7 +72,7 @@ def load_buffer(rollouts: Path, version: int, rank: int, ranks: int) -> tuple[li
     Raises:
         CheckpointError: they are not there, or not whole.
     """
-    folder = buffer_folder(rollouts, version)
+    folder = buffer_folder(buffers, version)
     parts = sorted(folder.glob("rank_*.json"), key=lambda path: int(path.name.split("_")[1]))
     if not parts or len(parts) != int(parts[0].stem.rpartition("_")[2]):
         raise CheckpointError(
@@ -94,9 +94,9 @@ def load_buffer(rollouts: Path, version: int, rank: int, ranks: int) -> tuple[li
     return steps, heads[0]["report"]
 
 
-def drop_buffers(rollouts: Path, keep: set[int], since: int) -> None:
+def drop_buffers(buffers: Path, keep: set[int], since: int) -> None:
     """Remove the phases drawn before policy version `since`, but for `keep`, and what was never finished of them."""
-    for path in (*rollouts.glob("buffer_*"), *rollouts.glob(".buffer_*.partial")):
+    for path in (*buffers.glob("buffer_*"), *buffers.glob(".buffer_*.partial")):
         version = int(path.name.removesuffix(".partial").rpartition("_")[2])
         if path.is_dir() and version < since and version not in keep:
             shutil.rmtree(path)

@@ -211,7 +211,7 @@ class Collector:
         report.add("graded", len(verdicts))
         report.add("reward", sum(verdict.reward for verdict in verdicts))
         report.add("correct", sum(verdict.correct for verdict in verdicts))
-        report.add("tokens", sum(len(rollout.generation.token_ids) for rollout in rollouts))
+        report.add("tokens", sum(rollout.episode.num_written for rollout in rollouts))
         report.add("truncated", sum(map(is_cut, rollouts)))
         for kind in VERDICT_KINDS:
             report.add(f"kind/{kind}", sum(rollout.kind == kind for rollout in rollouts))

@@ -9,7 +9,7 @@ from rlvr_lightning.errors import RolloutError
 from rlvr_lightning.models.source import ModelSource
 from rlvr_lightning.protocols import RolloutEngine, StreamingEngine
 from rlvr_lightning.rollout.prompts import derived_seed
-from rlvr_lightning.types import Generation, GenerationRequest, Prompt, Rollout, SamplingSpec
+from rlvr_lightning.types import Episode, Generation, GenerationRequest, Prompt, Rollout, SamplingSpec
 from rlvr_lightning.verifiers.grading import Grading, grade
 from rlvr_lightning.verifiers.pool import VerifierPool
 
@@ -68,7 +68,7 @@ class Drawing:
         drawn = self._generate(requests, pairs, sampling)
         self.sampling_s = time.perf_counter() - began
         rollouts = [
-            Rollout(prompt, sample, generation, text, self.engine.policy_version)
+            Rollout(prompt, sample, Episode.of(generation), text)
             for (prompt, sample), (generation, text) in zip(pairs, drawn, strict=True)
         ]
         self.phase("verifying")

@@ -1,27 +1,77 @@
-"""What a rollout phase leaves in the output folder."""
+"""What rollout phases leave in the output folder: who was asked what, what was answered, what it was worth."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from rlvr_lightning.rollout.background import Background
 from rlvr_lightning.rollout.collector import Collected
-from rlvr_lightning.rollout.gathering import from_all_ranks, is_first_rank
+from rlvr_lightning.rollout.gathering import from_all_ranks
+from rlvr_lightning.rollout.recorded import write_recorded
 from rlvr_lightning.rollout.solve_rates import FILE, add_phase
-from rlvr_lightning.rollout.store import phase_records, write_records
+from rlvr_lightning.rollout.store import phase_records, rollout_record
+from rlvr_lightning.types import Rollout
+
+HELD_OUT = "held_out"
 
 
-def keep_phase(folder: Path, version: int, drawn: Collected) -> None:
-    """Write `rollouts/version_N.jsonl.gz` and add to `solve_rates.jsonl`. Every rank must call it.
+class Keeper:
+    """Writes phases in the background: each rank its own responses, the first one `solve_rates.jsonl` of all.
 
     Args:
         folder: the output folder.
-        version: optimizer steps of the policy it was drawn from.
-        drawn: this rank's.
+        rank: this one.
+        ranks: how many there are.
     """
-    records = from_all_ranks(phase_records(drawn.rollouts, drawn.steps))
-    groups = from_all_ranks([*drawn.groups.items()])
-    if not is_first_rank():
-        return
-    ordered = sorted(records, key=lambda record: (record["prompt_index"], record["sample"]))
-    write_records(folder / "rollouts" / f"version_{version}.jsonl.gz", ordered)
-    add_phase(folder / FILE, version, [group for _, group in sorted(groups, key=lambda pair: pair[0])])
+
+    def __init__(self, folder: Path, rank: int, ranks: int) -> None:
+        self.folder, self.rank, self.ranks = folder, rank, ranks
+        self._background = Background()
+
+    def keep_phase(self, phase: int, drawn: Collected) -> None:
+        """Have `rollouts/` and `solve_rates.jsonl` written. Every rank must call it.
+
+        Args:
+            phase: optimizer steps of the policy at the phase's beginning.
+            drawn: this rank's.
+
+        Raises:
+            RolloutError: what was to be written before could not be.
+        """
+        groups = sorted(from_all_ranks([*drawn.groups.items()]), key=lambda pair: pair[0])
+
+        def write() -> None:
+            records = phase_records(drawn.rollouts, drawn.steps)
+            write_recorded(self.folder / "rollouts", phase, self.rank, self.ranks, records)
+            if self.rank == 0:
+                add_phase(self.folder / FILE, phase, [group for _, group in groups])
+
+        self._background.put(write)
+
+    def keep_held_out(self, version: int, rollouts: Sequence[Rollout]) -> None:
+        """Have the responses to held-out problems written, in `held_out/`.
+
+        Raises:
+            RolloutError: what was to be written before could not be.
+        """
+        # The policy's version names them: a run that goes on from an earlier step draws them again.
+        folder, kept = self.folder / HELD_OUT, list(rollouts)
+
+        def write() -> None:
+            records = [rollout_record(rollout, None) for rollout in kept]
+            write_recorded(folder, version, self.rank, self.ranks, records)
+
+        self._background.put(write)
+
+    def flush(self) -> None:
+        """Wait until all is on the disk: before a checkpoint says that it is.
+
+        Raises:
+            RolloutError: it cannot be.
+        """
+        self._background.flush()
+
+    def close(self) -> None:
+        """Write what there is and end."""
+        self._background.close()

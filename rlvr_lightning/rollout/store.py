@@ -1,4 +1,4 @@
-"""Rollouts on disk as JSON lines, for people and replays."""
+"""Rollouts as records of plain values, and those of `predict` as JSON lines."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 from rlvr_lightning.types import Rollout, Row
 
 
-def rollout_record(rollout: Rollout, advantage: float) -> dict[str, Any]:
-    """One line of `version_N.jsonl.gz`."""
+def rollout_record(rollout: Rollout, advantage: float | None) -> dict[str, Any]:
+    """What is kept of a response; without an advantage where nothing is learned from it."""
     verdict = rollout.verdict
     return {
         "policy_version": rollout.policy_version,
@@ -22,7 +22,7 @@ def rollout_record(rollout: Rollout, advantage: float) -> dict[str, Any]:
         "messages": [dict(message) for message in rollout.prompt.problem.messages],
         "answer": rollout.prompt.problem.answer,
         "response": rollout.text,
-        "finish_reason": rollout.generation.finish_reason,
+        "finish_reason": rollout.episode.finish_reason,
         "verdict": rollout.kind,
         "reward": None if verdict is None else verdict.reward,
         "correct": None if verdict is None else verdict.correct,
@@ -31,8 +31,9 @@ def rollout_record(rollout: Rollout, advantage: float) -> dict[str, Any]:
         "error": rollout.error,
         "advantage": advantage,
         "prompt_token_ids": list(rollout.prompt.token_ids),
-        "token_ids": list(rollout.generation.token_ids),
-        "logprobs": [round(value, 6) for value in rollout.generation.logprobs],
+        "token_ids": list(rollout.episode.token_ids),
+        "written": list(rollout.episode.written),
+        "logprobs": list(rollout.episode.logprobs),
     }
 
 

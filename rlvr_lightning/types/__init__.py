@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rlvr_lightning.types.outcomes import Outcomes
 from rlvr_lightning.types.rollouts import (
     VERDICT_KINDS,
+    Episode,
     Generation,
     GenerationRequest,
     Message,
@@ -34,6 +35,7 @@ _HOMES = {
 
 __all__ = [
     "VERDICT_KINDS",
+    "Episode",
     "Generation",
     "GenerationRequest",
     "MaskCount",

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import csv
-import gzip
-import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-from training import SMALL, widest_difference
+from training import SMALL, recorded, widest_difference
 
 pytestmark = pytest.mark.slow
 
@@ -34,11 +31,6 @@ def fit(folder: Path, batches: int, *overrides: str) -> str:
     command = [sys.executable, "-m", "rlvr_lightning", "fit", *arguments]
     done = subprocess.run(command, check=True, timeout=300, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     return " ".join(done.stdout.split())
-
-
-def recorded(folder: Path, version: int) -> list[dict[str, Any]]:
-    with gzip.open(folder / "rollouts" / f"version_{version}.jsonl.gz", "rt") as file:
-        return [json.loads(line) for line in file]
 
 
 def logged(folder: Path) -> list[dict[str, float]]:

@@ -126,9 +126,9 @@ def test_buffers_go_when_no_checkpoint_needs_them(tmp_path: Path) -> None:
     for version in (0, 4, 8, 12):
         save_buffer(tmp_path, version, STEPS, {}, 0, 1)
     (tmp_path / ".buffer_2.partial").mkdir()
-    (tmp_path / "version_0.jsonl.gz").touch()
+    (tmp_path / "notes.txt").touch()
     drop_buffers(tmp_path, {4}, 12)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["buffer_12", "buffer_4", "version_0.jsonl.gz"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["buffer_12", "buffer_4", "notes.txt"]
 
 
 def test_rows_scored_for_other_components_are_refused() -> None:

@@ -69,7 +69,7 @@ def rollouts(drawn: Collected) -> list[Rollout]:
 def test_the_report_counts_what_was_drawn(drawn: Collected, phases: list[str]) -> None:
     every = rollouts(drawn)
     judged = [one for one in every if one.verdict is not None]
-    cut = [one for one in every if one.generation.finish_reason == "length"]
+    cut = [one for one in every if one.episode.finish_reason == "length"]
     rewards = [one.verdict.reward for one in judged if one.verdict is not None]
     groups = [every[row : row + 4] for row in range(0, len(every), 4)]
     equal = [len({one.verdict.reward for one in group if one.verdict is not None}) <= 1 for group in groups]
@@ -78,9 +78,9 @@ def test_the_report_counts_what_was_drawn(drawn: Collected, phases: list[str]) -
     assert 0 < len(judged) < 32
     assert 0 < sum(equal) < 8
     report = drawn.report.metrics(torch.device("cpu"))
-    lengths = [len(one.generation.token_ids) for one in every]
+    lengths = [one.episode.num_written for one in every]
     shaped = [
-        reward - min(max(len(one.generation.token_ids) - LONGEST + 5, 0), 5) / 5
+        reward - min(max(one.episode.num_written - LONGEST + 5, 0), 5) / 5
         for one, reward in zip(judged, rewards, strict=True)
     ]
     # Of a part of the time that all took.
@@ -127,18 +127,18 @@ def test_speed_is_in_tokens_of_all_ranks_a_second() -> None:
 def test_a_rollout_is_the_prompts_the_engines_and_the_verifiers(drawn: Collected) -> None:
     for place, one in enumerate(rollouts(drawn)):
         assert (one.prompt.index, one.sample, one.policy_version) == (8 + place // 4, place % 4, 3)
-        assert one.text == SOURCE.tokenizer.decode(list(one.generation.token_ids), skip_special_tokens=True)
+        assert one.text == SOURCE.tokenizer.decode(list(one.episode.token_ids), skip_special_tokens=True)
         assert "<" not in one.text
         assert (one.verdict is None) == one.text.endswith("3") == (one.error is not None)
-        if one.generation.finish_reason == "length":
-            assert len(one.generation.token_ids) == LONGEST
+        if one.episode.finish_reason == "length":
+            assert one.episode.num_written == LONGEST
     assert any(one.verdict.correct for one in rollouts(drawn) if one.verdict is not None)
 
 
 def test_each_token_of_each_response_has_a_random_number_of_its_own(drawn: Collected) -> None:
     noises = []
     for row, one in zip(chain.from_iterable(drawn.steps), rollouts(drawn), strict=True):
-        start, length = len(one.prompt.token_ids) - 1, len(one.generation.token_ids)
+        start, length = len(one.prompt.token_ids) - 1, one.episode.num_written
         generator = torch.Generator().manual_seed(derived_seed(SEED, "noise", one.prompt.index, one.sample))
         expected = torch.rand(length, generator=generator)
         assert torch.equal(row.noise[start : start + length], expected)

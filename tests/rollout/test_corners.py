@@ -19,7 +19,7 @@ from rlvr_lightning.rollout.batching import equal_groups
 from rlvr_lightning.rollout.checks import check_fit, check_resumed, check_settings
 from rlvr_lightning.rollout.prompts import PromptSource, derived_seed, tokenize
 from rlvr_lightning.rollout.refill import Group, refill
-from rlvr_lightning.types import Generation, Problem, Prompt, Rollout, SamplingSpec, Verdict
+from rlvr_lightning.types import Episode, Generation, Problem, Prompt, Rollout, SamplingSpec, Verdict
 
 TOKENIZER = ModelSource().tokenizer
 
@@ -82,8 +82,8 @@ def test_a_seed_is_made_of_all_its_parts_and_stays_the_same() -> None:
 
 def group(index: int, *rewards: float) -> Group:
     prompt = Prompt(Problem(str(index), (), "1"), (2,), index)
-    generation = Generation((7,), (-0.5,), "stop")
-    return [Rollout(prompt, i, generation, "", 0, Verdict(reward, reward == 1)) for i, reward in enumerate(rewards)]
+    episode = Episode.of(Generation((7,), (-0.5,), "stop", 0))
+    return [Rollout(prompt, i, episode, "", Verdict(reward, reward == 1)) for i, reward in enumerate(rewards)]
 
 
 def test_groups_that_teach_nothing_lie_between_those_that_do() -> None:

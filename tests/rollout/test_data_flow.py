@@ -21,7 +21,7 @@ from rlvr_lightning.rollout.engines.transformers_engine import TransformersEngin
 from rlvr_lightning.rollout.prompts import PromptSource, derived_seed, tokenize
 from rlvr_lightning.rollout.refill import StepCut
 from rlvr_lightning.rollout.store import rollout_record, write_records
-from rlvr_lightning.types import Generation, GenerationRequest, Problem, Prompt, Rollout, SamplingSpec, Verdict
+from rlvr_lightning.types import Episode, Generation, GenerationRequest, Problem, Prompt, Rollout, SamplingSpec, Verdict
 
 TOKENIZER = ModelSource().tokenizer
 
@@ -32,10 +32,8 @@ def problem(text: str, answer: str = "1") -> Problem:
 
 def rollout(prompt: tuple[int, ...], response: tuple[int, ...], reward: float | None, logprob: float = -0.5) -> Rollout:
     verdict = None if reward is None else Verdict(reward, reward == 1.0, "x")
-    generation = Generation(response, (logprob,) * len(response), "stop")
-    return Rollout(
-        Prompt(problem("1+1="), prompt, 0), 0, generation, "text", 3, verdict, None if verdict else "Boom: x"
-    )
+    episode = Episode.of(Generation(response, (logprob,) * len(response), "stop", 3))
+    return Rollout(Prompt(problem("1+1="), prompt, 0), 0, episode, "text", verdict, None if verdict else "Boom: x")
 
 
 def test_prompt_order_is_a_permutation_of_every_turn_and_of_the_seed() -> None:
@@ -152,7 +150,7 @@ def test_what_carries_no_weight() -> None:
 
 def test_cut_responses_can_be_left_out_and_still_count_in_their_group() -> None:
     drawn = [rollout((2,), (7, 1), 1.0), rollout((2,), (8, 8, 8), 0.0), rollout((2,), (9, 1), 0.0)]
-    drawn[1] = replace(drawn[1], generation=replace(drawn[1].generation, finish_reason="length"))
+    drawn[1] = replace(drawn[1], episode=replace(drawn[1].episode, finish_reason="length"))
     kept = make_rows(drawn, 3, GroupRelative(normalize=False), 0, drop_equal_groups=False)
     masked = make_rows(drawn, 3, GroupRelative(normalize=False), 0, drop_equal_groups=False, mask_truncated=True)
     assert [int(row.loss_mask.sum()) for row in kept] == [2, 3, 2]
@@ -192,7 +190,7 @@ class SlowEngine(TransformersEngine):
 
     def generate(self, requests: Sequence[GenerationRequest], sampling: SamplingSpec) -> list[Generation]:
         self.watch.now += 4.0
-        return [Generation((5, 6), (-0.5, -0.5), "stop") for _ in requests]
+        return [Generation((5, 6), (-0.5, -0.5), "stop", 0) for _ in requests]
 
 
 def test_grading_is_no_part_of_the_samplings_speed(monkeypatch: pytest.MonkeyPatch) -> None:

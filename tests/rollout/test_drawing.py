@@ -97,7 +97,7 @@ def test_the_responses_are_the_same(workers: Workers) -> None:
 class Empty(TransformersEngine):
     def stream(self, requests: Sequence[GenerationRequest], sampling: SamplingSpec) -> Iterator[tuple[int, Generation]]:
         for place, _ in enumerate(requests):
-            yield place, Generation((), (), "stop")
+            yield place, Generation((), (), "stop", 0)
 
 
 def test_an_empty_response_is_no_response() -> None:

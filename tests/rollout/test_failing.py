@@ -18,13 +18,13 @@ from rlvr_lightning.config.build import build_run
 from rlvr_lightning.config.compose import compose
 from rlvr_lightning.errors import VerifierError
 from rlvr_lightning.rollout.failing import check_errors
-from rlvr_lightning.types import Generation, Problem, Prompt, Rollout, Verdict
+from rlvr_lightning.types import Episode, Generation, Problem, Prompt, Rollout, Verdict
 
 
 def rollouts(errors: int, others: int, rank: int = 0) -> list[Rollout]:
     def one(place: int) -> Rollout:
         prompt = Prompt(Problem(f"r{rank}p{place}", (), "4"), (1,), 0)
-        return Rollout(prompt, 0, Generation((2,), (-0.5,), "stop"), "", 0, None, "KeyError: 'x'", "error")
+        return Rollout(prompt, 0, Episode.of(Generation((2,), (-0.5,), "stop", 0)), "", None, "KeyError: 'x'", "error")
 
     fine = replace(one(0), verdict=Verdict(0.0, False), error=None, kind="wrong")
     late = replace(one(0), error="TimeoutError: ", kind="timeout")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 import logging
 from itertools import chain
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+import training
 from lightning.pytorch.callbacks import Callback
 from training import SMALL, fit, weights, widest_difference
 
@@ -24,7 +23,7 @@ from rlvr_lightning.errors import ConfigError
 from rlvr_lightning.models.policy import Policy
 from rlvr_lightning.models.source import ModelSource
 from rlvr_lightning.rollout.refill import Group, StepCut, refill, spread, teaching
-from rlvr_lightning.types import Generation, Problem, Prompt, Rollout, Verdict
+from rlvr_lightning.types import Episode, Generation, Problem, Prompt, Rollout, Verdict
 
 # Two responses a prompt are often both right or both wrong: a phase takes several batches.
 PAIRS = ("rollout.group_size=2", "rollout.prompts_per_step=4", "task.num_train=500", "seed=1")
@@ -36,8 +35,7 @@ Record = dict[str, Any]
 
 def recorded(folder: Path, version: int) -> list[list[Record]]:
     """Groups of two of a rollout file."""
-    with gzip.open(folder / "rollouts" / f"version_{version}.jsonl.gz", "rt") as file:
-        rows = [json.loads(line) for line in file]
+    rows = training.recorded(folder, version)
     return [rows[start : start + 2] for start in range(0, len(rows), 2)]
 
 
@@ -224,8 +222,8 @@ def test_a_run_broken_off_within_a_phase_resumes_exactly(step: int | None, unbro
 
 def group(index: int, *rewards: float) -> Group:
     prompt = Prompt(Problem(str(index), (), "1"), (2,), index)
-    generation = Generation((7,), (-0.5,), "stop")
-    return [Rollout(prompt, i, generation, "", 0, Verdict(reward, reward == 1)) for i, reward in enumerate(rewards)]
+    episode = Episode.of(Generation((7,), (-0.5,), "stop", 0))
+    return [Rollout(prompt, i, episode, "", Verdict(reward, reward == 1)) for i, reward in enumerate(rewards)]
 
 
 def test_refill_stops_at_enough_and_leaves_the_surplus(caplog: pytest.LogCaptureFixture) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import subprocess
 import sys
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from training import SMALL, fit
+from training import SMALL, fit, recorded
 
 from rlvr_lightning.cli.main import main
 from rlvr_lightning.rollout.solve_rates import FILE, add_phase
@@ -59,9 +58,8 @@ def test_a_run_keeps_every_group_it_drew(tmp_path: Path) -> None:
     held = lines(run / FILE)
     drawn: dict[tuple[int, str], list[bool]] = {}
     for version in (0, 1):
-        with gzip.open(run / "rollouts" / f"version_{version}.jsonl.gz", "rt") as file:
-            for record in map(json.loads, file):
-                drawn.setdefault((version, record["problem_id"]), []).append(record["correct"])
+        for record in recorded(run, version):
+            drawn.setdefault((version, record["problem_id"]), []).append(record["correct"])
     of_file = {(row["version"], row["id"]): row["correct"] for row in held}
     assert {key: of_file[key] for key in drawn} == drawn
     # Of the groups that were dropped for equal rewards nothing stands in the rollout files.

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 from pathlib import Path
 from typing import Any
 
-from training import fit
+from training import fit, recorded
 
 SHORT = ("rollout.max_new_tokens=29", "trainer.max_epochs=1", "optim.lr=0")
 
 
 def drawn(folder: Path) -> list[dict[str, Any]]:
-    with gzip.open(folder / "rollouts" / "version_0.jsonl.gz", "rt") as file:
-        return [json.loads(line) for line in file]
+    return recorded(folder, 0)
 
 
 def test_a_run_leaves_cut_responses_out_and_says_how_many(tmp_path: Path) -> None:

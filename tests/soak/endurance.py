@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import random
 import shutil
 import signal
@@ -13,9 +12,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from lives import Life
-from training import SMALL, widest_difference
+from training import SMALL, recorded, widest_difference
 
 from rlvr_lightning.callbacks.table import read_table
 from rlvr_lightning.training.checkpoint_io import complete
@@ -52,9 +52,12 @@ def resize(folder: Path, size: str) -> None:
     subprocess.run(["mount", "-o", f"remount,size={size}", str(folder)], check=True)
 
 
-def rollouts(folder: Path) -> dict[str, bytes]:
-    """Every response of every phase."""
-    return {path.name: gzip.decompress(path.read_bytes()) for path in sorted((folder / "rollouts").glob("version_*"))}
+def rollouts(folder: Path) -> dict[int, list[dict[str, Any]]]:
+    """Every response of every phase, whatever ranks drew it."""
+    phases: dict[int, list[dict[str, Any]]] = {}
+    for row in recorded(folder):
+        phases.setdefault(row["phase"], []).append(row)
+    return phases
 
 
 def books(folder: Path) -> list[dict[str, str]]:
@@ -72,7 +75,7 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert [row["step"] for row in books(one)] == ["4", "8", "12", "16"]
     # A kill after the last checkpoint leaves the last phase's, and the one before, where that one's last checkpoint was still
     # being written when the last phase began.
-    left = {path.name for path in (one / "rollouts").glob("*buffer_*")}
+    left = {path.name for path in (one / "buffers").glob("*buffer_*")}
     assert left <= {f"buffer_{STEPS - 8}", f"buffer_{STEPS - 4}"}
 
 
@@ -149,6 +152,6 @@ class Endurance:
             "begun": lambda: time.monotonic() - began > wait,
             "saved": lambda: reached(run / "checkpoints", "step_*") >= step,
             "saving": lambda: reached(run / "checkpoints", ".step_*.partial") >= step,
-            "drawn": lambda: reached(run / "rollouts", "buffer_*") >= step // 4 * 4,
-            "drawing": lambda: reached(run / "rollouts", ".buffer_*.partial") >= step // 4 * 4,
+            "drawn": lambda: reached(run / "buffers", "buffer_*") >= step // 4 * 4,
+            "drawing": lambda: reached(run / "buffers", ".buffer_*.partial") >= step // 4 * 4,
         }[kind]

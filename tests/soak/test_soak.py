@@ -67,8 +67,7 @@ def test_from_two_ranks_to_one_and_back(tmp_path: Path) -> None:
     mine, theirs = rollouts(folder), rollouts(whole)
     assert mine.keys() == theirs.keys()
     for name, responses in mine.items():
-        for line, other in zip(responses.splitlines(), theirs[name].splitlines(), strict=True):
-            one, two = json.loads(line), json.loads(other)
+        for one, two in zip(responses, theirs[name], strict=True):
             for key in ("prompt_index", "sample", "prompt_token_ids", "token_ids", "reward"):
                 assert one[key] == two[key], (name, key)
     difference = widest_difference(folder, whole)

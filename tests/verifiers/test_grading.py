@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rlvr_lightning.errors import ConfigError, VerifierTimeoutError
-from rlvr_lightning.types import Generation, Problem, Prompt, Rollout, Verdict
+from rlvr_lightning.types import Episode, Generation, Problem, Prompt, Rollout, Verdict
 from rlvr_lightning.verifiers.exact import ExactVerifier
 from rlvr_lightning.verifiers.grading import Grading, grade
 from rlvr_lightning.verifiers.judging import Judgement
@@ -19,7 +19,7 @@ ANSWERLESS = Verdict(0.0, False, None, "unparsable")
 
 def rollout(text: str) -> Rollout:
     problem = Problem("p1", (), "4")
-    return Rollout(Prompt(problem, (1,), 0), 0, Generation((2,), (-0.5,), "stop"), text, 0)
+    return Rollout(Prompt(problem, (1,), 0), 0, Episode.of(Generation((2,), (-0.5,), "stop", 0)), text)
 
 
 class Faulty:

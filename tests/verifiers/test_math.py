@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from rlvr_lightning.errors import ConfigError, DataError, VerifierTimeoutError
-from rlvr_lightning.types import Generation, Problem, Prompt, Rollout, Verdict
+from rlvr_lightning.types import Episode, Generation, Problem, Prompt, Rollout, Verdict
 from rlvr_lightning.verifiers.grading import Grading, grade
 from rlvr_lightning.verifiers.math import MathVerifier, far_apart, plain_number
 from rlvr_lightning.verifiers.math_worker import judge as judged_by_the_library
@@ -171,7 +171,7 @@ def test_a_hostile_answer_gets_no_reward_and_costs_the_others_nothing() -> None:
     verifier = MathVerifier("boxed", timeout_s=1.5)
     prompt = Prompt(problem(r"2\sqrt{2}"), (1,), 0)
     drawn = [
-        Rollout(prompt, sample, Generation((2,), (0.0,), "stop"), rf"\boxed{{{answer}}}", 0)
+        Rollout(prompt, sample, Episode.of(Generation((2,), (0.0,), "stop", 0)), rf"\boxed{{{answer}}}")
         for sample, answer in enumerate((r"\sqrt{8}", HOSTILE, r"\sqrt{9}"))
     ]
     graded = grade(drawn, VerifierPool(verifier, workers=0), Grading())

@@ -14,7 +14,8 @@ from training import SMALL
 
 from rlvr_lightning.models.policy import Policy
 from rlvr_lightning.models.source import ModelSource
-from rlvr_lightning.rollout.engines.vllm_engine import VLLMEngine, vllm_installed
+from rlvr_lightning.rollout.engines.vllm.in_process import VLLMEngine
+from rlvr_lightning.rollout.engines.vllm.installed import vllm_installed
 from rlvr_lightning.types import GenerationRequest, SamplingSpec
 
 pytestmark = [

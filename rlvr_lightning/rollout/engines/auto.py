@@ -5,7 +5,8 @@ from __future__ import annotations
 from rlvr_lightning.protocols import RolloutEngine
 from rlvr_lightning.rollout.engines.dtypes import EngineDtype
 from rlvr_lightning.rollout.engines.transformers_engine import TransformersEngine
-from rlvr_lightning.rollout.engines.vllm_engine import VLLMEngine, vllm_installed
+from rlvr_lightning.rollout.engines.vllm.in_process import VLLMEngine
+from rlvr_lightning.rollout.engines.vllm.installed import vllm_installed
 
 
 def auto_engine(dtype: EngineDtype = "auto") -> RolloutEngine:

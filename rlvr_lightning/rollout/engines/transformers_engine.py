@@ -7,7 +7,7 @@ draws from a generator of its own seed: it is the same whatever else is in the b
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -145,15 +145,15 @@ class TransformersEngine:
         )
         responses = output[:, width:].tolist()
         logprobs = torch.stack(sampler.logprobs, dim=1).tolist()
-        return [_cut(*pair, sampling) for pair in zip(responses, logprobs, strict=True)]
+        return [self._cut(*pair, sampling) for pair in zip(responses, logprobs, strict=True)]
+
+    def _cut(self, tokens: list[int], logprobs: list[float], sampling: SamplingSpec) -> Generation:
+        """A row up to and including its first stop token."""
+        ends = [i for i, token in enumerate(tokens) if token in sampling.stop_token_ids]
+        length = ends[0] + 1 if ends else len(tokens)
+        reason: Literal["stop", "length"] = "stop" if ends else "length"
+        return Generation(tuple(tokens[:length]), tuple(logprobs[:length]), reason, self.policy_version)
 
     def close(self) -> None:
         """Drop the model."""
         self._model = None
-
-
-def _cut(tokens: list[int], logprobs: list[float], sampling: SamplingSpec) -> Generation:
-    """A row up to and including its first stop token."""
-    ends = [i for i, token in enumerate(tokens) if token in sampling.stop_token_ids]
-    length = ends[0] + 1 if ends else len(tokens)
-    return Generation(tuple(tokens[:length]), tuple(logprobs[:length]), "stop" if ends else "length")

@@ -1,0 +1,139 @@
+"""Our part of vLLM's workers: weights through files in shared memory, and sums that tell whose weights they hold.
+
+vLLM imports this module in each of its workers (`worker_extension_cls`), also in those of a server on another machine,
+which needs this package for it. It is the only module here that imports vLLM when it is imported.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+
+BACKEND = "rlvr_files"
+
+
+@dataclass
+class NoInit(WeightTransferInitInfo):
+    """Files need no introduction."""
+
+
+@dataclass
+class FileUpdate(WeightTransferUpdateInfo):
+    """Tensors one after another in a file.
+
+    Args:
+        path: of the file, which this machine sees.
+        names: of the Hugging Face checkpoint.
+        dtypes: such as `float32`.
+        shapes: of each.
+        last: whether these are the last ones of the update.
+        total: tensors of the whole update.
+    """
+
+    path: str
+    names: list[str]
+    dtypes: list[str]
+    shapes: list[list[int]]
+    last: bool
+    total: int
+
+
+class FileTransfer(WeightTransferEngine[NoInit, FileUpdate]):
+    """Reads weights from files that the trainer writes beside it, bucket by bucket."""
+
+    init_info_cls = NoInit
+    update_info_cls = FileUpdate
+    _received = 0
+
+    def init_transfer_engine(self, init_info: NoInit) -> None:
+        """Nothing to agree on."""
+
+    def start_weight_update(self) -> None:
+        """Get ready to take a checkpoint's tensors layer by layer."""
+        self._received = 0
+        initialize_layerwise_reload(self.model)
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        """Load a bucket.
+
+        Raises:
+            RuntimeError: it is the last one, and tensors are missing.
+        """
+        self.receive_weights(self.parse_update_info(update_info))
+        if torch.accelerator.is_available():
+            torch.accelerator.synchronize()
+
+    def receive_weights(self, update_info: FileUpdate) -> None:
+        """Load a bucket's tensors, which stay in the file until their layer is whole."""
+        self._received += len(update_info.names)
+        self.model.load_weights(_mapped(update_info))
+        if update_info.last and self._received != update_info.total:
+            raise RuntimeError(f"{self._received} of {update_info.total} tensors have arrived")
+
+    def finish_weight_update(self) -> None:
+        """Put the tensors into the form they are computed with."""
+        finalize_layerwise_reload(self.model, self.model_config)
+        if self.device.type == "cpu":
+            repack_tied_head(self.model)
+
+    def shutdown(self) -> None:
+        """Nothing is held."""
+
+
+def _mapped(update: FileUpdate) -> Iterator[tuple[str, Tensor]]:
+    """Each tensor as a view of the file: vLLM keeps it until all of its layer are there, and the view keeps the file."""
+    with Path(update.path).open("rb") as file:
+        held = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    offset = 0
+    for name, dtype_name, shape in zip(update.names, update.dtypes, update.shapes, strict=True):
+        dtype = getattr(torch, dtype_name)
+        count = int(torch.Size(shape).numel())
+        yield name, torch.frombuffer(held, dtype=dtype, count=count, offset=offset).view(shape)
+        offset += count * dtype.itemsize
+
+
+class WorkerExtension:
+    """Methods added to vLLM's workers, for `collective_rpc`."""
+
+    def rlvr_weight_sums(self) -> dict[str, Any]:
+        """The sum of each weight, and which of a checkpoint's tensors vLLM has made one of."""
+        return weight_sums(cast(Any, self).model_runner.get_model())
+
+
+def weight_sums(model: torch.nn.Module) -> dict[str, Any]:
+    """Sums of the weights a model holds, by vLLM's names; those it has packed into another form are left out."""
+    sums = {
+        name: float(weight.detach().double().sum())
+        for name, weight in model.named_parameters()
+        if weight.numel() and weight.is_floating_point()
+    }
+    packed: dict[str, Sequence[str]] = getattr(model, "packed_modules_mapping", {})
+    return {"sums": sums, "packed": {name: list(parts) for name, parts in packed.items()}}
+
+
+def repack_tied_head(model: torch.nn.Module) -> None:
+    """Pack the output layer's weights anew.
+
+    On the CPU vLLM multiplies with a packed copy. An output layer tied to the embeddings owns no weight, so reloading
+    passes it over and it would go on with the old copy (seen in vLLM 0.32: log-probabilities off by 0.1 and more).
+    """
+    for module in model.modules():
+        weight = getattr(module, "weight", None)
+        if hasattr(module, "cpu_linear") and isinstance(weight, torch.Tensor) and weight.numel():
+            cast(Any, module).quant_method.process_weights_after_loading(module)
+
+
+WeightTransferEngineFactory.register_engine(BACKEND, FileTransfer)
