@@ -92,6 +92,7 @@ _HOMES = {
     "auto_engine": "rollout.engines.auto",
     "TransformersEngine": "rollout.engines.transformers_engine",
     "VLLMEngine": "rollout.engines.vllm.in_process",
+    "VLLMServerEngine": "rollout.engines.vllm.server",
     "build_run": "config.build",
     "compose": "config.compose",
 }

@@ -44,6 +44,10 @@ class RolloutError(RLVRError, RuntimeError):
     """A rollout engine failed, or its weights are not the ones asked for."""
 
 
+class EngineLostError(RolloutError):
+    """No engine is left that holds the policy's weights; given them anew, it may go on."""
+
+
 class VerifierError(RLVRError, RuntimeError):
     """A verifier failed on a response; counted and reported, never a reward."""
 

@@ -49,7 +49,9 @@ class RankGroup:
         if ranks == 1:
             return cls()
         rank = dist.get_rank()
-        groups = [dist.new_group(list(range(first, first + size))) for first in range(0, ranks, size)] if size > 1 else []
+        groups = (
+            [dist.new_group(list(range(first, first + size))) for first in range(0, ranks, size)] if size > 1 else []
+        )
         number = rank // size
         return cls(number, rank % size, "external_launcher", groups[number] if groups else None)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from rlvr_lightning.errors import RolloutError
 from rlvr_lightning.types import Generation, GenerationRequest, SamplingSpec
@@ -62,13 +62,13 @@ def generation(
     Raises:
         RolloutError: it was aborted, or is not whole.
     """
-    if reason != "stop" and reason != "length":
+    if reason not in ("stop", "length"):
         raise RolloutError(f"vLLM ended a response with {reason!r}")
     if len(token_ids) != len(logprobs):
         raise RolloutError(f"vLLM gave {len(logprobs)} log-probabilities to {len(token_ids)} tokens")
     # Greedy tokens are certain; vLLM tells what they were at temperature 1.
     certain = (0.0,) * len(token_ids)
-    return Generation(tuple(token_ids), certain if greedy else tuple(logprobs), reason, version)
+    return Generation(tuple(token_ids), certain if greedy else tuple(logprobs), cast(Any, reason), version)
 
 
 def chosen_logprobs(token_ids: Sequence[int], entries: Sequence[Mapping[int, Any]]) -> list[float]:

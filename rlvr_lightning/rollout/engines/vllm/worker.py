@@ -95,6 +95,8 @@ class FileTransfer(WeightTransferEngine[NoInit, FileUpdate]):
 
 def _mapped(update: FileUpdate) -> Iterator[tuple[str, Tensor]]:
     """Each tensor as a view of the file: vLLM keeps it until all of its layer are there, and the view keeps the file."""
+    if not update.names:
+        return
     with Path(update.path).open("rb") as file:
         held = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     offset = 0
