@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -17,18 +19,25 @@ from rlvr_lightning.protocols import AdvantageEstimator, RewardShaping, RolloutE
 from rlvr_lightning.rollout import checks
 from rlvr_lightning.rollout.balance import balanced
 from rlvr_lightning.rollout.buffers import load_buffer, save_buffer
+from rlvr_lightning.rollout.canary import PROMPTS as CANARY_PROMPTS
+from rlvr_lightning.rollout.canary import Canary, Tolerance
 from rlvr_lightning.rollout.collector import Collected, Collector
+from rlvr_lightning.rollout.gathering import is_first_rank
 from rlvr_lightning.rollout.isolation import Packing, settled_packing
 from rlvr_lightning.rollout.keeping import Keeper
 from rlvr_lightning.rollout.micro_batches import Budget, Layout
+from rlvr_lightning.rollout.pipeline import Pipeline
 from rlvr_lightning.rollout.prompts import PromptSource
 from rlvr_lightning.rollout.refill import StepCut
 from rlvr_lightning.rollout.synced import SyncedEngine
 from rlvr_lightning.types import Prompt, Rollout, Row, SamplingSpec, StepBatch
 from rlvr_lightning.verifiers.grading import Grading
 
-# Of the state: version of the policy the phase was drawn from, where in the prompt order it began, and the next does.
-PLACE = ("buffer_version", "cursor", "next_cursor")
+log = logging.getLogger(__name__)
+
+ExactSeeds = bool | Literal["auto"]
+# Phases left of a run without an end.
+FOREVER = 2**31
 
 
 class RolloutDataModule(L.LightningDataModule):
@@ -63,6 +72,10 @@ class RolloutDataModule(L.LightningDataModule):
         output_dir: rollouts are written to `rollouts/` and `held_out/` in it; None keeps them in memory alone.
         shaping: of the rewards, before the advantage; none by default.
         grading: what becomes of verdicts.
+        max_lag: phases that may be drawn ahead, while earlier ones are learned from; 0 is strictly on-policy. More needs
+            an engine in processes of its own.
+        exact_seeds: each response has a seed of its own; `auto`: on the CPU, as it takes vLLM off its fast path on a GPU.
+        canary_tolerance: after each sync, mean difference of engine's and trainer's log-probabilities at most [nats].
 
     Raises:
         ConfigError: a setting is out of range or contradicts another.
@@ -94,6 +107,9 @@ class RolloutDataModule(L.LightningDataModule):
         output_dir: Path | None = None,
         shaping: RewardShaping | None = None,
         grading: Grading | None = None,
+        max_lag: int = 0,
+        exact_seeds: ExactSeeds = "auto",
+        canary_tolerance: Tolerance = "auto",
     ) -> None:
         super().__init__()
         self.source, self.task, self.verifier, self.engine = source, task, verifier, engine
@@ -103,7 +119,8 @@ class RolloutDataModule(L.LightningDataModule):
         self.drop_equal_groups, self.generation_batches = drop_equal_groups, generation_batches
         self.eval_samples, self.shaping, self.packing, self.truncated = eval_samples, shaping, packing, truncated
         self.seed, self.output_dir, self.top_p, self.budget = seed, output_dir, top_p, budget or Budget()
-        self.grading = grading or Grading()
+        self.grading, self.max_lag = grading or Grading(), max_lag
+        self.exact_seeds, self.canary_tolerance = exact_seeds, canary_tolerance
         self.sampling = SamplingSpec(temperature, max_new_tokens, ())
         checks.check_settings(self, advantage)
         self.advantage = advantage
@@ -111,9 +128,8 @@ class RolloutDataModule(L.LightningDataModule):
         self.report: dict[str, float] = {}
         self.last_rollouts: list[Rollout] = []
         self._steps: list[list[Row]] = []
-        # Version of the policy the buffer was drawn from, and where in the prompt order it began.
-        self._buffer_version, self._cursor, self._next_cursor = -1, 0, 0
         self._collector: Collector | None = None
+        self._pipeline: Pipeline | None = None
         self._keeper: Keeper | None = None
         self._synced: SyncedEngine
         self._packed = False
@@ -177,11 +193,26 @@ class RolloutDataModule(L.LightningDataModule):
             self.held_out_prompts, self._longest = apart.in_order(), max(self._longest, apart.longest)
         self._synced = SyncedEngine(self.engine, self.source)
         self._keeper = None if self.output_dir is None else Keeper(self.output_dir, *self.ranks)
-        stops = self.source.stop_token_ids()
-        self.sampling = SamplingSpec(self.temperature, self.sampling.max_new_tokens, stops)
+        self.sampling = replace(
+            self.sampling, stop_token_ids=self.source.stop_token_ids(), exact_seeds=self._exact_seeds()
+        )
+        pad, some = int(self.source.tokenizer.pad_token_id), self.train_prompts.in_order()[:CANARY_PROMPTS]
+        self._synced.canary = Canary(some, self.sampling, self.canary_tolerance, pad)
         ranks_here = self.trainer.num_devices
-        drawn_by = (self.source, self.engine, self.verifier, self.advantage, self.sampling, self.group_size)
+        drawn_by = (self.source, self._synced, self.verifier, self.advantage, self.sampling, self.group_size)
         self._collector = Collector(*drawn_by, self.seed, self.phase, self.shaping, self.grading, ranks_here)
+        cut = StepCut(self.prompts_per_epoch, self.prompts_per_step, *self.ranks)
+        ahead = (cut, self.max_lag, self.steps_per_epoch, self.sync_engine)
+        self._pipeline = Pipeline(self._collector, self._synced, self.train_prompts, *ahead)
+
+    def _exact_seeds(self) -> bool:
+        assert self.trainer is not None
+        if self.exact_seeds != "auto":
+            return self.exact_seeds
+        on_cpu = self.trainer.strategy.root_device.type == "cpu"
+        if not on_cpu and is_first_rank():
+            log.info("rollout.exact_seeds=auto is off on this device: vLLM samples faster, and runs of one seed differ")
+        return on_cpu
 
     def reserve(self, length: int) -> None:
         """Make room for prompts and responses of other problems than the task's, before the engine starts [tokens]."""
@@ -204,38 +235,40 @@ class RolloutDataModule(L.LightningDataModule):
         if epochs is not None and 0 <= epochs * self.steps_per_epoch <= version:
             # Lightning asks also when nothing is left to learn, and takes no step: nothing is drawn for it.
             return DataLoader(cast(Any, [None] * self.steps_per_epoch), batch_size=None)
-        epoch_under_way = 0 <= self._buffer_version < version < self._buffer_version + self.steps_per_epoch
+        epoch_under_way = 0 <= self._drawn_at < version < self._drawn_at + self.steps_per_epoch
         if epoch_under_way and not self._steps:
-            self._steps, self.report = load_buffer(self._buffers, self._buffer_version, *self.ranks)
+            self._steps, self.report = load_buffer(self._buffers, self._drawn_at, *self.ranks)
             checks.check_scored(chain.from_iterable(self._steps), self.rlvr_module.objective)
-        elif self._buffer_version != version or not self._steps:
+        elif self._drawn_at != version or not self._steps:
             self._collect(version)
         self.phase("updating")
         # Lightning goes on counting at the step a resumed epoch stopped at, but reads the loader from its beginning.
-        layout, done = self._layout, version - self._buffer_version
+        layout, done = self._layout, version - self._drawn_at
         steps = [layout.laid_out(layout.cut(rows)) for rows in self._steps] * self.passes
         return DataLoader(cast(Any, steps[done:] + steps[:done]), batch_size=None)
 
     def _collect(self, version: int) -> None:
-        assert self._collector is not None
+        assert self._pipeline is not None
         assert self.trainer is not None
-        self.sync_engine()
-        if self._buffer_version != version:
-            self._cursor = self._next_cursor
-        drawn = self._collector.collect(
-            self.train_prompts,
-            self._cursor,
-            StepCut(self.prompts_per_epoch, self.prompts_per_step, *self.ranks),
+        steps, epochs = self.steps_per_epoch, self.trainer.max_epochs
+        drawn = self._pipeline.collect(
+            version,
+            FOREVER if epochs is None or epochs < 0 else epochs - version // steps,
             self.generation_batches,
             drop_equal_groups=self.drop_equal_groups,
             mask_truncated=self.truncated == "mask",
         )
+        self._synced.rest()
         self.phase("scoring")
-        score = partial(self.rlvr_module.score, on_policy=self.steps_per_epoch == 1)
+        score = partial(self.rlvr_module.score, on_policy=checks.needs_no_old_pass(self, self.rlvr_module.objective))
         device = self.trainer.strategy.root_device
         self._steps = [self._layout.scored(balanced(rows, *self.ranks, device), score) for rows in drawn.steps]
-        self._buffer_version, self._next_cursor = version, self._cursor + drawn.batches * self.prompts_per_epoch
         self._keep(drawn)
+
+    @property
+    def _drawn_at(self) -> int:
+        """Version of the policy that the phase under way was begun with."""
+        return -1 if self._pipeline is None else self._pipeline.version
 
     @property
     def _layout(self) -> Layout:
@@ -243,13 +276,13 @@ class RolloutDataModule(L.LightningDataModule):
 
     def _keep(self, drawn: Collected) -> None:
         assert self.trainer is not None
-        self.report = drawn.report.metrics(self.trainer.strategy.root_device)
+        self.report = {**drawn.report.metrics(self.trainer.strategy.root_device), **self._synced.metrics()}
         self.last_rollouts = [rollout for group in drawn.rollouts for rollout in group]
         if self._keeper is None:
             return
-        self._keeper.keep_phase(self._buffer_version, drawn)
+        self._keeper.keep_phase(self._drawn_at, drawn)
         if self.steps_per_epoch > 1:
-            save_buffer(self._buffers, self._buffer_version, self._steps, self.report, *self.ranks)
+            save_buffer(self._buffers, self._drawn_at, self._steps, self.report, *self.ranks)
 
     @property
     def _buffers(self) -> Path:
@@ -273,6 +306,7 @@ class RolloutDataModule(L.LightningDataModule):
         assert self._collector is not None
         assert self.trainer is not None
         drawn = self._collector.held_out(prompts, self.eval_samples)
+        self._synced.rest()
         if self._keeper is not None and self.trainer.state.fn == "fit":
             self._keeper.keep_held_out(self.rlvr_module.policy_version, drawn)
         return drawn
@@ -281,8 +315,8 @@ class RolloutDataModule(L.LightningDataModule):
         """Where the run stands in the prompt order, and whose rollouts are being learned from."""
         if self._keeper is not None:
             self._keeper.flush()
-        where = {name: getattr(self, f"_{name}") for name in PLACE}
-        where["policy_version"] = self.rlvr_module.policy_version
+        assert self._pipeline is not None
+        where = {**self._pipeline.state(), "policy_version": self.rlvr_module.policy_version}
         return {**where, "order": self.train_prompts.order, "settings": checks.phase_settings(self)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -292,8 +326,8 @@ class RolloutDataModule(L.LightningDataModule):
             CheckpointError: under settings that would make it another run.
         """
         checks.check_resumed(self, state_dict, self.train_prompts.order)
-        for name in PLACE:
-            setattr(self, f"_{name}", state_dict[name])
+        assert self._pipeline is not None
+        self._pipeline.load(state_dict)
 
     def teardown(self, stage: str) -> None:
         """Free engine and verifier at the end of a run."""

@@ -30,7 +30,13 @@ OPTIONAL: dict[str, type] = {
     "evaluation.limit": int,
 }
 # Of several kinds: checked where they are read.
-MANIFOLD = ("model.gradient_checkpointing", "grading.values", "grading.workers")
+MANIFOLD = (
+    "rollout.exact_seeds",
+    "rollout.canary_tolerance",
+    "model.gradient_checkpointing",
+    "grading.values",
+    "grading.workers",
+)
 
 
 def check_kinds(cfg: DictConfig) -> None:

@@ -49,7 +49,9 @@ class Scorer:
         """Add old and reference log-probabilities [nats] where they are needed; the result stays on the CPU."""
         there = micro.map(lambda tensor: tensor.to(device))
         if not on_policy:
-            old_logprobs, old_statistics = self._forward(self.policy, there, self._required("rollout"))
+            logprobs, old_statistics = self._forward(self.policy, there, self._required("rollout"))
+            # Those of a response that an earlier policy drew are known from the engine alone.
+            old_logprobs = logprobs if there.old_logprobs is None else there.old_logprobs
             there = replace(there, old_logprobs=old_logprobs, old_statistics=old_statistics)
         if self.objective.requires_ref and self.reference is not None:
             there = replace(there, ref_logprobs=self._forward(self.reference.to(device), there)[0])

@@ -4,6 +4,15 @@ Each role is one constructor argument of `RLVRModule` or `RolloutDataModule`, on
 `conf/`. Components are pure: tensors in, tensors out; they never aggregate, read a config or know their run.
 """
 
+from rlvr_lightning.protocols.engines import (
+    ApartEngine,
+    Draws,
+    RestingEngine,
+    RolloutEngine,
+    StreamingEngine,
+    SummedEngine,
+    TypedEngine,
+)
 from rlvr_lightning.protocols.objective import (
     Aggregator,
     Component,
@@ -17,8 +26,6 @@ from rlvr_lightning.protocols.objective import (
 from rlvr_lightning.protocols.rollouts import (
     AdvantageEstimator,
     RewardShaping,
-    RolloutEngine,
-    StreamingEngine,
     Task,
     Verifier,
 )
@@ -27,20 +34,25 @@ from rlvr_lightning.protocols.run import ModelFolder, PolicyModel, RolloutData, 
 __all__ = [
     "AdvantageEstimator",
     "Aggregator",
+    "ApartEngine",
     "Component",
     "ConstraintPolicy",
     "Correction",
+    "Draws",
     "ModelFolder",
     "PolicyModel",
     "Regularizer",
+    "RestingEngine",
     "RewardShaping",
     "RolloutData",
     "RolloutEngine",
     "StepContext",
     "StreamingEngine",
+    "SummedEngine",
     "Task",
     "TokenPartitioner",
     "TrainedModule",
+    "TypedEngine",
     "Verifier",
     "VocabStatistic",
 ]

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from rlvr_lightning.protocols.run import ModelFolder
 from rlvr_lightning.tasks.hygiene import Hygiene
-from rlvr_lightning.types import Generation, GenerationRequest, Problem, SamplingSpec, Verdict
+from rlvr_lightning.types import Problem, Verdict
 
 
 @runtime_checkable
@@ -67,43 +65,4 @@ class RewardShaping(Protocol):
             rewards: the verifier's; without a meaning where it failed.
             lengths: of the responses [tokens].
         """
-        ...
-
-
-@runtime_checkable
-class RolloutEngine(Protocol):
-    """Draws responses from a copy of the policy."""
-
-    policy_version: int
-
-    def start(self, source: ModelFolder, device: torch.device, max_length: int, dtype: torch.dtype) -> None:
-        """Bring the engine up with the source's weights.
-
-        Args:
-            source: the model's folder.
-            device: of this rank.
-            max_length: prompt and response together [tokens].
-            dtype: what the trainer computes in, for an engine that was not given one of its own.
-        """
-        ...
-
-    def sync(self, weights: Iterable[tuple[str, Tensor]], policy_version: int) -> None:
-        """Take over the policy's weights, under the names of the Hugging Face checkpoint."""
-        ...
-
-    def generate(self, requests: Sequence[GenerationRequest], sampling: SamplingSpec) -> list[Generation]:
-        """One response for each request, in order."""
-        ...
-
-    def close(self) -> None:
-        """Free what the engine holds. Calling it twice does no harm."""
-        ...
-
-
-@runtime_checkable
-class StreamingEngine(RolloutEngine, Protocol):
-    """An engine that hands responses over as they end, so that they are judged while others are still being drawn."""
-
-    def stream(self, requests: Sequence[GenerationRequest], sampling: SamplingSpec) -> Iterator[tuple[int, Generation]]:
-        """One response for each request, in the order in which they end, each with its request's place."""
         ...

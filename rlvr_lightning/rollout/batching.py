@@ -58,6 +58,7 @@ def make_rows(
     drop_equal_groups: bool,
     mask_truncated: bool = False,
     shaping: RewardShaping | None = None,
+    sampled_ahead: bool = False,
 ) -> list[Row]:
     """The rows of whole groups, in their order.
 
@@ -70,6 +71,8 @@ def make_rows(
         mask_truncated: responses cut by their length carry no weight (DAPO's overlong filtering); their rewards count in
             their groups all the same.
         shaping: of the rewards, before the advantage.
+        sampled_ahead: the responses were drawn by earlier policies, which nothing can score any more: their old
+            log-probabilities are those the engine drew them with.
     """
     rewards, valid = rewards_of(rollouts, group_size)
     advantages = advantage(shaped_rewards(rewards, rollouts, shaping), valid).flatten()
@@ -77,7 +80,8 @@ def make_rows(
     if mask_truncated:
         carries = carries & ~torch.tensor([is_cut(rollout) for rollout in rollouts]).view_as(carries)
     rows = zip(rollouts, advantages, carries.flatten().tolist(), strict=True)
-    return [_row(rollout, value, seed, weight=weight) for rollout, value, weight in rows]
+    made = [_row(rollout, value, seed, weight=weight) for rollout, value, weight in rows]
+    return [replace(row, old_logprobs=row.rollout_logprobs) for row in made] if sampled_ahead else made
 
 
 def _row(rollout: Rollout, advantage: Tensor, seed: int, *, weight: bool) -> Row:

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from rlvr_lightning.errors import CheckpointError, ConfigError
-from rlvr_lightning.protocols import AdvantageEstimator, TrainedModule
+from rlvr_lightning.protocols import AdvantageEstimator, ApartEngine, TrainedModule
+from rlvr_lightning.rollout.canary import check_tolerance
 from rlvr_lightning.types import Row, SamplingSpec
 
 if TYPE_CHECKING:
@@ -30,6 +31,10 @@ class RolloutSettings(Protocol):
     truncated: Any
     eval_samples: int
     sampling: SamplingSpec
+    engine: Any
+    max_lag: int
+    exact_seeds: Any
+    canary_tolerance: Any
 
     @property
     def steps_per_epoch(self) -> int:
@@ -89,10 +94,18 @@ def check_settings(data: RolloutSettings, advantage: AdvantageEstimator) -> None
         (data.packing in ("auto", True, False), "packing: auto, true or false", data.packing),
         (data.truncated in ("keep", "mask"), "truncated: keep or mask", data.truncated),
         (data.eval_samples >= 1, "eval_samples must be at least 1", data.eval_samples),
+        (data.max_lag >= 0, "max_lag must be at least 0", data.max_lag),
+        (
+            data.max_lag == 0 or isinstance(data.engine, ApartEngine),
+            "max_lag above 0 needs an engine that draws in processes of its own: engine=vllm_server",
+            data.max_lag,
+        ),
+        (data.exact_seeds in ("auto", True, False), "exact_seeds: auto, true or false", data.exact_seeds),
     )
     for holds, rule, got in checks:
         if not holds:
             raise ConfigError(f"rollout.{rule}; got {got}")
+    check_tolerance(data.canary_tolerance)
 
 
 def check_fit(data: JoinedSettings) -> None:
@@ -205,8 +218,16 @@ def check_on_policy(data: RolloutSettings, objective: Objective) -> None:
         ConfigError: they do.
     """
     only = objective.on_policy_only
+    if only and data.max_lag > 0:
+        raise ConfigError(f"{only[0]} makes sense only on-policy: set rollout.max_lag=0")
     if only and data.steps_per_epoch > 1:
         raise ConfigError(
             f"{only[0]} makes sense only on-policy, but {data.steps_per_epoch} optimizer steps learn from each rollout "
             "phase: set rollout.prompts_per_step=null and rollout.passes=1"
         )
+
+
+def needs_no_old_pass(data: RolloutSettings, objective: Objective) -> bool:
+    """Whether the policy at the start of the update says nothing that is not known anyway."""
+    statistics = any("rollout" in item.passes for item in objective.requires)
+    return data.steps_per_epoch == 1 and (data.max_lag == 0 or not statistics)

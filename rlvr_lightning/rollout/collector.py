@@ -6,16 +6,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
+from typing import Protocol, runtime_checkable
 
 import torch
 
 from rlvr_lightning.models.source import ModelSource
 from rlvr_lightning.objective.step import Step
-from rlvr_lightning.protocols import AdvantageEstimator, RewardShaping, RolloutEngine, Verifier
+from rlvr_lightning.protocols import AdvantageEstimator, Draws, RewardShaping, Verifier
 from rlvr_lightning.rollout.batching import equal_groups, is_cut, is_usable, make_rows, rewards_of, shaped_rewards
 from rlvr_lightning.rollout.drawing import Drawing, Phase
 from rlvr_lightning.rollout.failing import check_errors
-from rlvr_lightning.rollout.prompts import PromptSource
+from rlvr_lightning.rollout.gathering import from_all_ranks
 from rlvr_lightning.rollout.refill import Group, StepCut, refill
 from rlvr_lightning.tasks.outcomes import outcomes_of
 from rlvr_lightning.types import VERDICT_KINDS, Outcomes, Prompt, Rollout, Row, SamplingSpec
@@ -51,6 +52,7 @@ class RolloutReport:
             "rollout/response_tokens": total["tokens"] / responses,
             "rollout/truncated": total["truncated"] / responses,
             "rollout/masked": total["masked"],
+            "rollout/lag": total["lag"] / responses,
             "rollout/equal_groups": total["equal_groups"] / max(total["groups"], 1),
             "rollout/dropped": total["dropped"],
             "rollout/generation_batches": total["batches"] / total["ranks"],
@@ -60,6 +62,21 @@ class RolloutReport:
             "perf/sampling_tokens_per_s": total["tokens"] / max(total["sampling_s"], 1e-9) * total["ranks"],
             "perf/verifying_s": total["verifying_s"] / total["ranks"],
         }
+
+
+@runtime_checkable
+class GroupSource(Protocol):
+    """Where a phase's groups come from.
+
+    Args:
+        version: optimizer steps of the policy that learns from them.
+    """
+
+    version: int
+
+    def batch(self, number: int) -> list[Rollout]:
+        """This rank's graded responses of a batch (0, 1, ...) of the phase, group after group."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -101,7 +118,7 @@ class Collector:
     def __init__(
         self,
         source: ModelSource,
-        engine: RolloutEngine,
+        engine: Draws,
         verifier: Verifier,
         advantage: AdvantageEstimator,
         sampling: SamplingSpec,
@@ -117,22 +134,15 @@ class Collector:
         self.pool = VerifierPool(verifier, self.grading.workers, self.grading.timeout_s, ranks_here)
         self.drawing = Drawing(source, engine, self.pool, self.grading, seed, phase)
 
-    def draw(
-        self, prompts: Sequence[Prompt], samples: int, purpose: str, report: RolloutReport | None = None
-    ) -> list[Rollout]:
+    def draw(self, prompts: Sequence[Prompt], samples: int, purpose: str) -> list[Rollout]:
         """Graded responses, `samples` for each prompt, group after group.
 
         Args:
             prompts: to respond to.
             samples: responses to each.
             purpose: `train` or `held-out`, part of every response's seed.
-            report: gets the time that sampling and grading took.
         """
-        drawn = self.drawing.draw(prompts, samples, self.sampling, purpose)
-        if report is not None:
-            report.add("sampling_s", self.drawing.sampling_s)
-            report.add("verifying_s", self.drawing.verifying_s)
-        return drawn
+        return self.drawing.draw(prompts, samples, self.sampling, purpose)
 
     def held_out(self, prompts: Sequence[Prompt], samples: int) -> list[Rollout]:
         """Graded responses to held-out prompts, `samples` for each. Every rank must call it.
@@ -147,38 +157,38 @@ class Collector:
 
     def collect(
         self,
-        prompts: PromptSource,
-        start: int,
+        source: GroupSource,
         cut: StepCut,
         generation_batches: int,
         *,
         drop_equal_groups: bool,
         mask_truncated: bool,
+        ahead: bool = False,
     ) -> Collected:
         """Draw a phase. Every rank must call it.
 
         Args:
-            prompts: the endless order.
-            start: where in it the phase begins.
+            source: of this rank's groups, batch after batch.
             cut: prompts of a batch, and which of them are this rank's.
             generation_batches: drawn at most; more than one refills what equal rewards leave empty.
             drop_equal_groups: groups of equal rewards carry no weight.
             mask_truncated: responses cut by their length carry no weight.
+            ahead: the responses were drawn by earlier policies.
 
         Raises:
             VerifierError: the verifier failed on too many responses of the phase, of all ranks'.
         """
         self.pool.forget()
-        report, every = RolloutReport(), list[Rollout]()
-        mine = partial(self._draw_groups, prompts, start, cut, report, every)
+        report, every, first = RolloutReport(), list[Rollout](), set[int]()
+        mine = partial(self._draw_groups, source, report, every, first)
         of_steps, batches = _groups_of_steps(mine, cut, generation_batches)
         check_errors(every, self.grading.max_error_share)
         rollouts = [list(chain.from_iterable(of_step)) for of_step in of_steps]
         report.add("masked", mask_truncated * sum(map(is_cut, chain.from_iterable(rollouts))))
         report.add("ranks", 1)
         report.add("batches", batches)
-        second = start + cut.per_epoch
-        report.add("refilled", sum(group[0].prompt.index >= second for group in chain.from_iterable(of_steps)))
+        begun_with = set(from_all_ranks(sorted(first))) if batches > 1 else first
+        report.add("refilled", sum(group[0].prompt.index not in begun_with for group in chain.from_iterable(of_steps)))
         steps = [
             make_rows(
                 of_step,
@@ -188,6 +198,7 @@ class Collector:
                 drop_equal_groups=drop_equal_groups,
                 mask_truncated=mask_truncated,
                 shaping=self.shaping,
+                sampled_ahead=ahead,
             )
             for of_step in rollouts
         ]
@@ -196,13 +207,17 @@ class Collector:
         return Collected(rollouts, steps, report, batches, groups)
 
     def _draw_groups(
-        self, prompts: PromptSource, start: int, cut: StepCut, report: RolloutReport, every: list[Rollout], batch: int
+        self, source: GroupSource, report: RolloutReport, every: list[Rollout], first: set[int], batch: int
     ) -> list[Group]:
         """This rank's groups of a batch (0, 1, ...) of the phase; its responses are added to `every`."""
-        of_steps = cut.mine(prompts.take(start + batch * cut.per_epoch, cut.per_epoch))
-        drawn = self.draw(list(chain.from_iterable(of_steps)), self.group_size, "train", report)
+        drawn = source.batch(batch)
+        report.add("sampling_s", self.drawing.sampling_s)
+        report.add("verifying_s", self.drawing.verifying_s)
         self._count(report, drawn)
+        report.add("lag", sum(source.version - rollout.policy_version for rollout in drawn))
         every += drawn
+        if batch == 0:
+            first.update(rollout.prompt.index for rollout in drawn)
         return [drawn[row : row + self.group_size] for row in range(0, len(drawn), self.group_size)]
 
     def _count(self, report: RolloutReport, rollouts: Sequence[Rollout]) -> None:

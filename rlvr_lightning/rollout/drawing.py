@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 
 from rlvr_lightning.errors import RolloutError
 from rlvr_lightning.models.source import ModelSource
-from rlvr_lightning.protocols import RolloutEngine, StreamingEngine
+from rlvr_lightning.protocols import Draws
 from rlvr_lightning.rollout.prompts import derived_seed
 from rlvr_lightning.types import Episode, Generation, GenerationRequest, Prompt, Rollout, SamplingSpec
 from rlvr_lightning.verifiers.grading import Grading, grade
+from rlvr_lightning.verifiers.judging import Judgement
 from rlvr_lightning.verifiers.pool import VerifierPool
 
 Phase = Callable[[str], None]
+Judged = Future[Judgement]
 
 
 def _unheard(phase: str) -> None:
@@ -25,7 +28,7 @@ class Drawing:
 
     Args:
         source: for the tokenizer.
-        engine: draws; it must hold the weights that are asked for.
+        engine: is asked for responses.
         pool: judges.
         grading: what becomes of verdicts.
         seed: of the run; each response's own seed derives from it.
@@ -35,7 +38,7 @@ class Drawing:
     def __init__(
         self,
         source: ModelSource,
-        engine: RolloutEngine,
+        engine: Draws,
         pool: VerifierPool,
         grading: Grading,
         seed: int,
@@ -45,6 +48,10 @@ class Drawing:
         self.grading, self.seed, self.phase = grading, seed, phase
         # Of the last call [seconds].
         self.sampling_s = self.verifying_s = 0.0
+
+    def request(self, prompt: Prompt, sample: int, purpose: str) -> GenerationRequest:
+        """What an engine is asked for; `purpose` is part of the response's seed."""
+        return GenerationRequest(prompt.token_ids, derived_seed(self.seed, purpose, prompt.index, sample))
 
     def draw(self, prompts: Sequence[Prompt], samples: int, sampling: SamplingSpec, purpose: str) -> list[Rollout]:
         """Graded responses, `samples` for each prompt, group after group.
@@ -60,41 +67,43 @@ class Drawing:
         """
         self.phase("sampling")
         pairs = [(prompt, sample) for prompt in prompts for sample in range(samples)]
-        requests = [
-            GenerationRequest(prompt.token_ids, derived_seed(self.seed, purpose, prompt.index, sample))
-            for prompt, sample in pairs
-        ]
+        requests = [self.request(prompt, sample, purpose) for prompt, sample in pairs]
         began = time.perf_counter()
-        drawn = self._generate(requests, pairs, sampling)
+        found: dict[int, Rollout] = {}
+        judged: dict[int, Judged] = {}
+        for place, drawn in self.engine.stream(requests, sampling):
+            found[place] = self.rollout(*pairs[place], drawn)
+            # Where others judge, they begin with those that end first.
+            if self.pool.is_apart:
+                judged[place] = self.judge(found[place])
         self.sampling_s = time.perf_counter() - began
-        rollouts = [
-            Rollout(prompt, sample, Episode.of(generation), text)
-            for (prompt, sample), (generation, text) in zip(pairs, drawn, strict=True)
-        ]
+        order = range(len(pairs))
+        return self.graded([found[place] for place in order], [judged[place] for place in order if place in judged])
+
+    def rollout(self, prompt: Prompt, sample: int, drawn: Generation) -> Rollout:
+        """A response that is not judged.
+
+        Raises:
+            RolloutError: it is empty.
+        """
+        if not drawn.token_ids:
+            raise RolloutError("the engine drew an empty response")
+        text = self.source.tokenizer.decode(list(drawn.token_ids), skip_special_tokens=True)
+        return Rollout(prompt, sample, Episode.of(drawn), text)
+
+    def judge(self, rollout: Rollout) -> Judged:
+        """Have a response judged."""
+        return self.pool.submit(rollout.text, rollout.prompt.problem)
+
+    def graded(self, rollouts: Sequence[Rollout], judged: Sequence[Judged]) -> list[Rollout]:
+        """Responses with their verdicts.
+
+        Args:
+            rollouts: that are not judged.
+            judged: what judging them comes to; nothing where it has not begun.
+        """
         self.phase("verifying")
         began = time.perf_counter()
-        graded = grade(rollouts, self.pool, self.grading)
+        graded = grade(rollouts, self.pool, self.grading, judged)
         self.verifying_s = time.perf_counter() - began
         return graded
-
-    def _generate(
-        self, requests: Sequence[GenerationRequest], pairs: Sequence[tuple[Prompt, int]], sampling: SamplingSpec
-    ) -> list[tuple[Generation, str]]:
-        """Each response and its text. Where others judge, they begin with those that end first."""
-        found: dict[int, tuple[Generation, str]] = {}
-        engine, apart = self.engine, self.pool.is_apart
-        streams = engine.stream if apart and isinstance(engine, StreamingEngine) else self._at_once
-        for place, generation in streams(requests, sampling):
-            if not generation.token_ids:
-                raise RolloutError("the engine drew an empty response")
-            text = self.source.tokenizer.decode(list(generation.token_ids), skip_special_tokens=True)
-            found[place] = generation, text
-            if apart:
-                # Asked for again when all are there, which gives the same judgement.
-                self.pool.submit(text, pairs[place][0].problem)
-        return [found[place] for place in range(len(requests))]
-
-    def _at_once(
-        self, requests: Sequence[GenerationRequest], sampling: SamplingSpec
-    ) -> Iterator[tuple[int, Generation]]:
-        return iter([*enumerate(self.engine.generate(requests, sampling))])

@@ -46,9 +46,14 @@ def exchange(outgoing: Sequence[Sequence[T]], device: torch.device) -> list[T]:
     return [item for piece in pieces if len(piece) for item in pickle.loads(piece.numpy().tobytes())]
 
 
+def place_among_ranks() -> tuple[int, int]:
+    """This rank, and how many there are."""
+    return (dist.get_rank(), dist.get_world_size()) if _distributed() else (0, 1)
+
+
 def is_first_rank() -> bool:
     """Whether this process speaks for all."""
-    return not _distributed() or dist.get_rank() == 0
+    return place_among_ranks()[0] == 0
 
 
 def _distributed() -> bool:

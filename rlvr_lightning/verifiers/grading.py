@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -66,21 +67,24 @@ class Grading:
         return verdict if worth == "judged" else replace(verdict, reward=float(worth))
 
 
-def grade(rollouts: Sequence[Rollout], pool: VerifierPool, grading: Grading) -> list[Rollout]:
+def grade(
+    rollouts: Sequence[Rollout], pool: VerifierPool, grading: Grading, judged: Sequence[Future[Judgement]] = ()
+) -> list[Rollout]:
     """Each rollout with its verdict, or with what kept it from one.
 
     Args:
         rollouts: responses that are not judged.
         pool: judges them.
         grading: what verdicts are worth.
+        judged: what `pool` has been asked for already, for each of them; nothing where it has not.
 
     Returns:
         As many rollouts, in order, each with the kind of its verdict. Each kind of error is logged once.
     """
-    judged = pool.collect([pool.submit(rollout.text, rollout.prompt.problem) for rollout in rollouts])
+    asked = judged or [pool.submit(rollout.text, rollout.prompt.problem) for rollout in rollouts]
     graded = [
         replace(rollout, verdict=grading.verdict(one), error=one.error, kind=one.kind)
-        for rollout, one in zip(rollouts, judged, strict=True)
+        for rollout, one in zip(rollouts, pool.collect(asked), strict=True)
     ]
     failures: dict[str, list[Rollout]] = {}
     for rollout in graded:

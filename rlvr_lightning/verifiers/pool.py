@@ -66,6 +66,8 @@ class VerifierPool:
         self.num_processes = 0 if self._pickled is None else _cores(ranks) if workers == "auto" else int(workers)
         self._running: _Running | None = None
         self._judged: dict[tuple[str, str, str], Future[Judgement]] = {}
+        # Responses come from the run's own thread, and from that of an engine apart.
+        self._lock = threading.RLock()
 
     @property
     def is_apart(self) -> bool:
@@ -83,15 +85,16 @@ class VerifierPool:
             What `collect` takes; the same for equal responses to one problem since `forget`.
         """
         key = (problem.id, problem.answer, response)
-        future = self._judged.get(key)
-        if future is None:
-            future = self._judged[key] = Future()
-            if self.is_apart:
-                self._running = self._running or self._start()
-                self._running.put((future, response, problem))
-            else:
-                future.set_result(judge(self.verifier, response, problem))
-        return future
+        with self._lock:
+            future = self._judged.get(key)
+            if future is None:
+                future = self._judged[key] = Future()
+                if self.is_apart:
+                    self._running = self._running or self._start()
+                    self._running.put((future, response, problem))
+                else:
+                    future.set_result(judge(self.verifier, response, problem))
+            return future
 
     def collect(self, futures: Iterable[Future[Judgement]]) -> list[Judgement]:
         """Wait for judgements, in the order given.
@@ -109,7 +112,8 @@ class VerifierPool:
 
     def forget(self) -> None:
         """Judge anew from now on: a phase is over."""
-        self._judged.clear()
+        with self._lock:
+            self._judged.clear()
 
     def close(self) -> None:
         """End all workers and what the verifier holds. Calling it twice does no harm; a later response starts others."""

@@ -18,6 +18,7 @@ from rlvr_lightning.models.source import ModelSource
 from rlvr_lightning.rollout.collector import Collected, Collector, RolloutReport
 from rlvr_lightning.rollout.engines.transformers_engine import TransformersEngine
 from rlvr_lightning.rollout.gathering import exchange, from_all_ranks, is_first_rank
+from rlvr_lightning.rollout.pipeline import OnTheSpot
 from rlvr_lightning.rollout.prompts import PromptSource, derived_seed
 from rlvr_lightning.rollout.refill import StepCut
 from rlvr_lightning.tasks.arithmetic import Arithmetic
@@ -57,7 +58,9 @@ def drawn(phases: list[str]) -> Collected:
     began = time.perf_counter()
     collector = Collector(SOURCE, engine, Moody(), GroupRelative(), sampling, 4, SEED, told, shaping, TOLERANT)
     prompts = PromptSource(Arithmetic(num_train=50).train(), SOURCE.tokenizer, SEED, 99, "skip")
-    collected = collector.collect(prompts, 8, StepCut(8, 4), 1, drop_equal_groups=True, mask_truncated=True)
+    cut = StepCut(8, 4)
+    source = OnTheSpot(collector, prompts, 8, cut, 3)
+    collected = collector.collect(source, cut, 1, drop_equal_groups=True, mask_truncated=True)
     phases.append(str(time.perf_counter() - began))
     return collected
 

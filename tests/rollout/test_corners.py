@@ -17,6 +17,7 @@ from rlvr_lightning.errors import CheckpointError, ConfigError, DataError
 from rlvr_lightning.models.source import ModelSource, bundled_model
 from rlvr_lightning.rollout.batching import equal_groups
 from rlvr_lightning.rollout.checks import check_fit, check_resumed, check_settings
+from rlvr_lightning.rollout.engines.transformers_engine import TransformersEngine
 from rlvr_lightning.rollout.prompts import PromptSource, derived_seed, tokenize
 from rlvr_lightning.rollout.refill import Group, refill
 from rlvr_lightning.types import Episode, Generation, Problem, Prompt, Rollout, SamplingSpec, Verdict
@@ -139,6 +140,10 @@ RIGHT: dict[str, Any] = {
     "packing": False,
     "truncated": "keep",
     "eval_samples": 1,
+    "engine": TransformersEngine(),
+    "max_lag": 0,
+    "exact_seeds": "auto",
+    "canary_tolerance": "auto",
 }
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"group_size": 1}, "group_size must be at least 2 for this advantage; got 1"),
@@ -158,6 +163,11 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"packing": "yes"}, "packing: auto, true or false; got yes"),
     ({"truncated": "drop"}, "truncated: keep or mask; got drop"),
     ({"eval_samples": 0}, "eval_samples must be at least 1; got 0"),
+    ({"max_lag": -1}, "max_lag must be at least 0; got -1"),
+    ({"max_lag": 1}, "max_lag above 0 needs an engine that draws in processes of its own: engine=vllm_server; got 1"),
+    ({"exact_seeds": "yes"}, "exact_seeds: auto, true or false; got yes"),
+    ({"canary_tolerance": 0.0}, r"canary_tolerance must be auto or above 0 \[nats\]; got 0.0"),
+    ({"canary_tolerance": True}, r"canary_tolerance must be auto or above 0 \[nats\]; got True"),
 ]
 
 

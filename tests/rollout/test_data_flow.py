@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from rlvr_lightning.models.source import ModelSource
 from rlvr_lightning.rollout.batching import collate, make_rows, scored_rows
 from rlvr_lightning.rollout.collector import Collector
 from rlvr_lightning.rollout.engines.transformers_engine import TransformersEngine
+from rlvr_lightning.rollout.pipeline import OnTheSpot
 from rlvr_lightning.rollout.prompts import PromptSource, derived_seed, tokenize
 from rlvr_lightning.rollout.refill import StepCut
 from rlvr_lightning.rollout.store import rollout_record, write_records
@@ -188,9 +189,10 @@ class SlowEngine(TransformersEngine):
         super().__init__()
         self.watch = watch
 
-    def generate(self, requests: Sequence[GenerationRequest], sampling: SamplingSpec) -> list[Generation]:
+    def stream(self, requests: Sequence[GenerationRequest], sampling: SamplingSpec) -> Iterator[tuple[int, Generation]]:
         self.watch.now += 4.0
-        return [Generation((5, 6), (-0.5, -0.5), "stop", 0) for _ in requests]
+        for place in range(len(requests)):
+            yield place, Generation((5, 6), (-0.5, -0.5), "stop", 0)
 
 
 def test_grading_is_no_part_of_the_samplings_speed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,7 +207,9 @@ def test_grading_is_no_part_of_the_samplings_speed(monkeypatch: pytest.MonkeyPat
     sampling = SamplingSpec(1.0, 8, ())
     collector = Collector(source, engine, verify, GroupRelative(), sampling, 4, 0, lambda phase: None)
     prompts = PromptSource([problem("1+1="), problem("1+2=")], TOKENIZER, 0, 99, "skip")
-    drawn = collector.collect(prompts, 0, StepCut(2, 2, 0, 1), 1, drop_equal_groups=False, mask_truncated=False)
+    cut = StepCut(2, 2, 0, 1)
+    source_of_groups = OnTheSpot(collector, prompts, 0, cut, 0)
+    drawn = collector.collect(source_of_groups, cut, 1, drop_equal_groups=False, mask_truncated=False)
     metrics = drawn.report.metrics(torch.device("cpu"))
     assert metrics["perf/sampling_tokens_per_s"] == 8 * 2 / 4.0
     # The engine's four responses to a problem are equal, and judged once.

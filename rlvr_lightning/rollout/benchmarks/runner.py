@@ -17,6 +17,7 @@ from rlvr_lightning.rollout.drawing import Drawing
 from rlvr_lightning.rollout.failing import check_errors
 from rlvr_lightning.rollout.gathering import from_all_ranks
 from rlvr_lightning.rollout.prompts import tokenize
+from rlvr_lightning.rollout.streams import stream_of
 from rlvr_lightning.tasks.outcomes import cluster_of
 from rlvr_lightning.types import Outcomes, Prompt, Rollout, SamplingSpec
 from rlvr_lightning.verifiers.grading import Grading
@@ -135,7 +136,7 @@ class BenchmarkRunner:
         stops = self.source.stop_token_ids()
         sampling = SamplingSpec(protocol.temperature, protocol.max_new_tokens, stops, protocol.top_p)
         ready.pool.forget()
-        drawing = Drawing(self.source, self.engine, ready.pool, self.grading, self.seed)
+        drawing = Drawing(self.source, stream_of(self.engine), ready.pool, self.grading, self.seed)
         return drawing.draw(prompts, protocol.samples, sampling, f"benchmark/{name}")
 
     def _prompts(self, name: str, benchmark: Benchmark, files: Path | None) -> list[Prompt]:

@@ -83,10 +83,12 @@ class TransformersEngine:
         self.policy_version = -1
         self._model: PreTrainedModel | None = None
         self._pad = 0
+        self._cast = torch.float32
 
     def start(self, source: ModelFolder, device: torch.device, max_length: int, dtype: torch.dtype) -> None:
         """Load the model's own copy."""
-        model = source.load(engine_dtype(self.dtype, dtype))
+        self._cast = engine_dtype(self.dtype, dtype)
+        model = source.load(self._cast)
         self._model = model.to(device).requires_grad_(False).eval()
         self._pad = int(source.tokenizer.pad_token_id)
 
@@ -153,6 +155,11 @@ class TransformersEngine:
         length = ends[0] + 1 if ends else len(tokens)
         reason: Literal["stop", "length"] = "stop" if ends else "length"
         return Generation(tuple(tokens[:length]), tuple(logprobs[:length]), reason, self.policy_version)
+
+    @property
+    def weights_dtype(self) -> torch.dtype:
+        """What the weights are held in."""
+        return self._cast
 
     def close(self) -> None:
         """Drop the model."""

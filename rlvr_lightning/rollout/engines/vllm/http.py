@@ -28,6 +28,13 @@ class HttpThread:
             connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=None), trust_env=False
         )
 
+    async def _end(self) -> None:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        await self.session.close()
+
     def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
         """Have something done there."""
         return asyncio.run_coroutine_threadsafe(work, self._loop)
@@ -39,7 +46,7 @@ class HttpThread:
     def close(self) -> None:
         """Close connections and end the thread. Calling it twice does no harm."""
         if self._thread.is_alive():
-            self.call(self.session.close())
+            self.call(self._end())
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
             self._loop.close()

@@ -167,6 +167,11 @@ class VLLMEngine:
         logprobs = chosen_logprobs(tokens, output.logprobs)
         return generation(tokens, logprobs, output.finish_reason, self.policy_version, greedy=greedy)
 
+    @property
+    def weights_dtype(self) -> torch.dtype:
+        """What the weights are held in."""
+        return self._cast
+
     def weight_sums(self) -> list[dict[str, Any]]:
         """What the engine's weights add up to, for telling which of them are not the policy's."""
         assert self._llm is not None

@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, as_completed
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -212,6 +212,19 @@ class VLLMServerEngine:
             alone = object.__new__(VLLMServerEngine)
             alone.__dict__ |= {**self.__dict__, "_fleet": self._fleet.only(server)}
             found.append(alone)
+        return found
+
+    @property
+    def weights_dtype(self) -> torch.dtype:
+        """What the weights are held in."""
+        return self._cast
+
+    def weight_sums(self) -> list[dict[str, Any]]:
+        """What the weights of the first server's workers add up to."""
+        assert self._fleet is not None
+        assert self._http is not None
+        asked = {"method": "rlvr_weight_sums"}
+        found: list[dict[str, Any]] = self._http.call(self._fleet.servers[0].post("collective_rpc", asked))["results"]
         return found
 
     def take_counts(self) -> dict[str, int]:

@@ -1,0 +1,136 @@
+"""After each sync a few fixed prompts are answered by the engine and scored by the trainer: does it hold the policy?
+
+Weights that did not arrive, or arrived in the wrong place, change nothing that a run would notice by itself: it goes on
+learning from another policy's responses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from rlvr_lightning.errors import ConfigError, RolloutError
+from rlvr_lightning.protocols import ApartEngine, Draws, RolloutEngine, SummedEngine, TrainedModule, TypedEngine
+from rlvr_lightning.rollout.batching import collate
+from rlvr_lightning.rollout.gathering import from_all_ranks, place_among_ranks
+from rlvr_lightning.rollout.streams import stream_of
+from rlvr_lightning.types import GenerationRequest, Prompt, Row, SamplingSpec
+
+Tolerance = float | Literal["auto"]
+PROMPTS, TOKENS = 4, 8
+# Mean difference of log-probabilities that two ways of computing the same policy make [nats]: float32 agrees to 1e-5
+# (measured), bfloat16 to about 0.01.
+EXACT, ROUNDED = 1e-4, 0.05
+SHOWN = 6
+
+
+def check_tolerance(tolerance: Any) -> None:
+    """Is it one?
+
+    Raises:
+        ConfigError: it is not.
+    """
+    number = isinstance(tolerance, (int, float)) and not isinstance(tolerance, bool)
+    if tolerance != "auto" and not (number and tolerance > 0):
+        raise ConfigError(f"rollout.canary_tolerance must be auto or above 0 [nats]; got {tolerance!r}")
+
+
+@dataclass
+class Canary:
+    """Compares engine and trainer.
+
+    Args:
+        prompts: some of the run's.
+        sampling: the run's.
+        tolerance: mean difference of log-probabilities above which the run stops [nats]; `auto` goes by what both compute
+            in.
+        pad_token_id: fills the padding.
+    """
+
+    prompts: Sequence[Prompt]
+    sampling: SamplingSpec
+    tolerance: Tolerance
+    pad_token_id: int
+    # Of the last sync: mean and largest difference over all ranks [nats].
+    gap: float = 0.0
+    gap_max: float = 0.0
+
+    def check(self, engine: RolloutEngine, module: TrainedModule) -> None:
+        """Every rank must call it, right after a sync.
+
+        Raises:
+            RolloutError: on every rank, where one engine does not hold the module's policy.
+        """
+        differences = [self._difference(asked, module) for asked in self._asked(engine)]
+        total = torch.stack([torch.stack([each.sum(), each.max(), torch.tensor(each.numel())]) for each in differences])
+        of_all = torch.tensor(from_all_ranks(total.tolist()), dtype=torch.float64)
+        self.gap = float((of_all[:, 0] / of_all[:, 2]).max())
+        self.gap_max = float(of_all[:, 1].max())
+        dtype = engine.weights_dtype if isinstance(engine, TypedEngine) else module.compute_dtype
+        allowed = self._allowed(module.compute_dtype, dtype)
+        if not self.gap <= allowed:  # nor where it is nan
+            raise RolloutError(
+                f"after the sync at step {module.policy_version} the engine draws from another policy than the trainer's: their "
+                f"log-probabilities differ by {self.gap:.2g} nats in the mean, more than rollout.canary_tolerance={allowed:g}; "
+                f"{suspects(engine, module, dtype)}"
+            )
+
+    def _asked(self, engine: RolloutEngine) -> Sequence[Draws]:
+        """The copies of the policy this rank looks at: as many on every rank, since scoring is a collective."""
+        if not isinstance(engine, ApartEngine):
+            return [stream_of(engine)]
+        copies, (rank, ranks) = engine.replicas(), place_among_ranks()
+        return [copies[(rank + turn * ranks) % len(copies)] for turn in range(-(-len(copies) // ranks))]
+
+    def _difference(self, asked: Draws, module: TrainedModule) -> Tensor:
+        sampling = replace(self.sampling, max_new_tokens=min(TOKENS, self.sampling.max_new_tokens))
+        requests = [GenerationRequest(prompt.token_ids, seed) for seed, prompt in enumerate(self.prompts)]
+        drawn = dict(asked.stream(requests, sampling))
+        rows = []
+        for place, request in enumerate(requests):
+            before = torch.zeros(len(request.token_ids) - 1)
+            logprobs = torch.cat([before, torch.tensor(drawn[place].logprobs)])
+            ids, nothing = torch.tensor(request.token_ids + drawn[place].token_ids), torch.zeros_like(logprobs)
+            mask = torch.arange(len(logprobs)) >= len(before)
+            rows.append(Row(0, place, ids, mask, nothing, logprobs, nothing))
+        batch = collate(rows, self.pad_token_id, packed=False)
+        scored = module.score(batch, on_policy=False).old_logprobs
+        assert scored is not None
+        return (scored.double() - batch.rollout_logprobs.double()).abs()[batch.loss_mask]
+
+    def _allowed(self, trainers: torch.dtype, engines: torch.dtype) -> float:
+        if self.tolerance != "auto":
+            return self.tolerance
+        return EXACT if trainers == engines == torch.float32 else ROUNDED
+
+
+def suspects(engine: RolloutEngine, module: TrainedModule, dtype: torch.dtype) -> str:
+    """Which weights are not the policy's, as far as their sums tell. Every rank must call it."""
+    expected = {name: float(weight.to(dtype).double().sum()) for name, weight in module.policy.full_weights()}
+    if not isinstance(engine, SummedEngine):
+        return "this engine does not tell which weights it holds"
+    workers = engine.weight_sums()
+    packed = {part: whole for whole, parts in workers[0]["packed"].items() for part in parts}
+    merged: dict[str, float] = {}
+    for name, value in expected.items():
+        own = ".".join(packed.get(piece, piece) for piece in name.split("."))
+        merged[own] = merged.get(own, 0.0) + value
+    looked_at = {name for worker in workers for name in worker["sums"]} & merged.keys()
+    differ = [name for name in merged if name in looked_at and not _agree(merged[name], name, workers)]
+    hidden = len(merged.keys() - looked_at)
+    unseen = f"; {hidden} others are held in a form that cannot be looked at" if hidden else ""
+    if not differ:
+        return f"the {len(looked_at)} weights that can be looked at are the policy's{unseen}"
+    more = f" and {len(differ) - SHOWN} more" if len(differ) > SHOWN else ""
+    return f"suspect {', '.join(differ[:SHOWN])}{more}{unseen}"
+
+
+def _agree(expected: float, name: str, workers: Sequence[dict[str, Any]]) -> bool:
+    """Of a weight that each worker has a share of, or all have alike."""
+    values = [worker["sums"][name] for worker in workers if name in worker["sums"]]
+    scale = max(abs(expected), 1.0)
+    return any(abs(value - expected) <= 1e-5 * scale for value in (sum(values), *values[:1]))
