@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -17,25 +15,16 @@ from torch.utils.data import DataLoader
 from rlvr_lightning.models.source import ModelSource
 from rlvr_lightning.protocols import AdvantageEstimator, RewardShaping, RolloutEngine, Task, TrainedModule, Verifier
 from rlvr_lightning.rollout import checks
+from rlvr_lightning.rollout.assembly import ExactSeeds, RolloutParts, assemble
 from rlvr_lightning.rollout.balance import balanced
 from rlvr_lightning.rollout.buffers import load_buffer, save_buffer
-from rlvr_lightning.rollout.canary import PROMPTS as CANARY_PROMPTS
-from rlvr_lightning.rollout.canary import Canary, Tolerance
-from rlvr_lightning.rollout.collector import Collected, Collector
-from rlvr_lightning.rollout.gathering import is_first_rank
+from rlvr_lightning.rollout.canary import Tolerance
+from rlvr_lightning.rollout.collector import Collected
 from rlvr_lightning.rollout.isolation import Packing, settled_packing
-from rlvr_lightning.rollout.keeping import Keeper
 from rlvr_lightning.rollout.micro_batches import Budget, Layout
-from rlvr_lightning.rollout.pipeline import Pipeline
-from rlvr_lightning.rollout.prompts import PromptSource
-from rlvr_lightning.rollout.refill import StepCut
-from rlvr_lightning.rollout.synced import SyncedEngine
 from rlvr_lightning.types import Prompt, Rollout, Row, SamplingSpec, StepBatch
 from rlvr_lightning.verifiers.grading import Grading
 
-log = logging.getLogger(__name__)
-
-ExactSeeds = bool | Literal["auto"]
 # Phases left of a run without an end.
 FOREVER = 2**31
 
@@ -128,10 +117,7 @@ class RolloutDataModule(L.LightningDataModule):
         self.report: dict[str, float] = {}
         self.last_rollouts: list[Rollout] = []
         self._steps: list[list[Row]] = []
-        self._collector: Collector | None = None
-        self._pipeline: Pipeline | None = None
-        self._keeper: Keeper | None = None
-        self._synced: SyncedEngine
+        self._parts: RolloutParts | None = None
         self._packed = False
 
     def phase(self, name: str) -> None:
@@ -181,48 +167,19 @@ class RolloutDataModule(L.LightningDataModule):
         assert self.trainer is not None
         # Ranks compose their configuration a moment apart: the folder's time stamp is the first one's.
         self.output_dir = self.trainer.strategy.broadcast(self.output_dir)
-        if self._collector is not None:
-            return
-        limits = (checks.prompt_limit(self, self.source.max_positions()), self.overlong_prompts)
-        self.train_prompts = PromptSource(self.task.train(), self.source.tokenizer, self.seed, *limits)
-        held_out = self.task.held_out()
-        self.held_out_prompts: list[Prompt] = []
-        self._longest = self.train_prompts.longest
-        if held_out:
-            apart = PromptSource(held_out, self.source.tokenizer, self.seed, *limits)
-            self.held_out_prompts, self._longest = apart.in_order(), max(self._longest, apart.longest)
-        self._synced = SyncedEngine(self.engine, self.source)
-        self._keeper = None if self.output_dir is None else Keeper(self.output_dir, *self.ranks)
-        self.sampling = replace(
-            self.sampling, stop_token_ids=self.source.stop_token_ids(), exact_seeds=self._exact_seeds()
-        )
-        pad, some = int(self.source.tokenizer.pad_token_id), self.train_prompts.in_order()[:CANARY_PROMPTS]
-        self._synced.canary = Canary(some, self.sampling, self.canary_tolerance, pad)
-        ranks_here = self.trainer.num_devices
-        drawn_by = (self.source, self._synced, self.verifier, self.advantage, self.sampling, self.group_size)
-        self._collector = Collector(*drawn_by, self.seed, self.phase, self.shaping, self.grading, ranks_here)
-        cut = StepCut(self.prompts_per_epoch, self.prompts_per_step, *self.ranks)
-        ahead = (cut, self.max_lag, self.steps_per_epoch, self.sync_engine)
-        self._pipeline = Pipeline(self._collector, self._synced, self.train_prompts, *ahead)
-
-    def _exact_seeds(self) -> bool:
-        assert self.trainer is not None
-        if self.exact_seeds != "auto":
-            return self.exact_seeds
-        on_cpu = self.trainer.strategy.root_device.type == "cpu"
-        if not on_cpu and is_first_rank():
-            log.info("rollout.exact_seeds=auto is off on this device: vLLM samples faster, and runs of one seed differ")
-        return on_cpu
+        if self._parts is None:
+            self._parts = assemble(self, self.sync_engine)
+            self.sampling = self._parts.sampling
 
     def reserve(self, length: int) -> None:
         """Make room for prompts and responses of other problems than the task's, before the engine starts [tokens]."""
-        self._synced.reserve(length)
+        self._there.synced.reserve(length)
 
     def sync_engine(self) -> None:
         """Give the engine the current policy's weights, if it has others. Every rank must call it."""
         assert self.trainer is not None
-        self._synced.reserve(self._longest + self.sampling.max_new_tokens)
-        self._synced.sync(self.rlvr_module, self.trainer.strategy.root_device, self.phase)
+        self._there.synced.reserve(self._there.longest + self.sampling.max_new_tokens)
+        self._there.synced.sync(self.rlvr_module, self.trainer.strategy.root_device, self.phase)
 
     def choose_layout(self) -> None:
         """Ask the model whether responses can be packed. Every rank must call it."""
@@ -248,17 +205,16 @@ class RolloutDataModule(L.LightningDataModule):
         return DataLoader(cast(Any, steps[done:] + steps[:done]), batch_size=None)
 
     def _collect(self, version: int) -> None:
-        assert self._pipeline is not None
         assert self.trainer is not None
         steps, epochs = self.steps_per_epoch, self.trainer.max_epochs
-        drawn = self._pipeline.collect(
+        drawn = self._there.pipeline.collect(
             version,
             FOREVER if epochs is None or epochs < 0 else epochs - version // steps,
             self.generation_batches,
             drop_equal_groups=self.drop_equal_groups,
             mask_truncated=self.truncated == "mask",
         )
-        self._synced.rest()
+        self._there.synced.rest()
         self.phase("scoring")
         score = partial(self.rlvr_module.score, on_policy=checks.needs_no_old_pass(self, self.rlvr_module.objective))
         device = self.trainer.strategy.root_device
@@ -268,7 +224,12 @@ class RolloutDataModule(L.LightningDataModule):
     @property
     def _drawn_at(self) -> int:
         """Version of the policy that the phase under way was begun with."""
-        return -1 if self._pipeline is None else self._pipeline.version
+        return -1 if self._parts is None else self._parts.pipeline.version
+
+    @property
+    def _there(self) -> RolloutParts:
+        assert self._parts is not None, "set the data module up first"
+        return self._parts
 
     @property
     def _layout(self) -> Layout:
@@ -276,11 +237,11 @@ class RolloutDataModule(L.LightningDataModule):
 
     def _keep(self, drawn: Collected) -> None:
         assert self.trainer is not None
-        self.report = {**drawn.report.metrics(self.trainer.strategy.root_device), **self._synced.metrics()}
+        self.report = {**drawn.report.metrics(self.trainer.strategy.root_device), **self._there.synced.metrics()}
         self.last_rollouts = [rollout for group in drawn.rollouts for rollout in group]
-        if self._keeper is None:
+        if self._there.keeper is None:
             return
-        self._keeper.keep_phase(self._drawn_at, drawn)
+        self._there.keeper.keep_phase(self._drawn_at, drawn)
         if self.steps_per_epoch > 1:
             save_buffer(self._buffers, self._drawn_at, self._steps, self.report, *self.ranks)
 
@@ -291,8 +252,8 @@ class RolloutDataModule(L.LightningDataModule):
     def val_dataloader(self) -> DataLoader[list[Prompt]]:
         """This rank's share of the held-out prompts, as one batch."""
         rank, world = self.ranks
-        mine = self.held_out_prompts[rank::world]
-        return DataLoader(cast(Any, [mine] if self.held_out_prompts else []), batch_size=None)
+        everyones = self._there.held_out
+        return DataLoader(cast(Any, [everyones[rank::world]] if everyones else []), batch_size=None)
 
     test_dataloader = val_dataloader
     predict_dataloader = val_dataloader
@@ -303,21 +264,19 @@ class RolloutDataModule(L.LightningDataModule):
 
     def evaluate(self, prompts: list[Prompt]) -> list[Rollout]:
         """Graded responses to held-out prompts, `eval_samples` each, with seeds of their own. Every rank must call it."""
-        assert self._collector is not None
         assert self.trainer is not None
-        drawn = self._collector.held_out(prompts, self.eval_samples)
-        self._synced.rest()
-        if self._keeper is not None and self.trainer.state.fn == "fit":
-            self._keeper.keep_held_out(self.rlvr_module.policy_version, drawn)
+        drawn, keeper = self._there.collector.held_out(prompts, self.eval_samples), self._there.keeper
+        self._there.synced.rest()
+        if keeper is not None and self.trainer.state.fn == "fit":
+            keeper.keep_held_out(self.rlvr_module.policy_version, drawn)
         return drawn
 
     def state_dict(self) -> dict[str, Any]:
         """Where the run stands in the prompt order, and whose rollouts are being learned from."""
-        if self._keeper is not None:
-            self._keeper.flush()
-        assert self._pipeline is not None
-        where = {**self._pipeline.state(), "policy_version": self.rlvr_module.policy_version}
-        return {**where, "order": self.train_prompts.order, "settings": checks.phase_settings(self)}
+        if self._there.keeper is not None:
+            self._there.keeper.flush()
+        where = {**self._there.pipeline.state(), "policy_version": self.rlvr_module.policy_version}
+        return {**where, "order": self._there.order, "settings": checks.phase_settings(self)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from there.
@@ -325,14 +284,10 @@ class RolloutDataModule(L.LightningDataModule):
         Raises:
             CheckpointError: under settings that would make it another run.
         """
-        checks.check_resumed(self, state_dict, self.train_prompts.order)
-        assert self._pipeline is not None
-        self._pipeline.load(state_dict)
+        checks.check_resumed(self, state_dict, self._there.order)
+        self._there.pipeline.load(state_dict)
 
     def teardown(self, stage: str) -> None:
         """Free engine and verifier at the end of a run."""
-        if stage != "validate" and self._collector is not None:
-            self._collector.pool.close()
-            self._synced.close()
-            if self._keeper is not None:
-                self._keeper.close()
+        if stage != "validate" and self._parts is not None:
+            self._parts.close()

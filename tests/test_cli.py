@@ -39,7 +39,7 @@ MISTAKES = [
     ((*FIT, "partitioner=single"), "constraint.clip_low is set for the parts knowledge, reasoning"),
     (
         (*FIT, "partitioner=single", "constraint=gspo", "correction=mis"),
-        "correction MIS weighs single tokens, but GSPO has one ratio for a whole response: choose correction=none",
+        "correction MIS weighs single tokens, but GSPO has one ratio for a whole response: choose correction.level=sequence",
     ),
     (
         ("fit", "conf=opefo", "rollout.passes=2"),

@@ -65,6 +65,8 @@ from rlvr_lightning.types import MaskCount, TokenStats
         (lambda: CEGPPO(beta_low=-1), r"CEGPPO.beta_low must be in \[0, inf\]; got -1"),
         (lambda: OPEFO(2), r"OPEFO.strength must be in \[0, 1\]; got 2"),
         (lambda: TIS(0.5), "TIS.most must be at least 1; got 0.5"),
+        (lambda: TIS(level="row"), "TIS.level must be token, sequence, geometric; got row"),  # type: ignore[arg-type]
+        (lambda: MIS(level=""), "MIS.level must be token, sequence, geometric; got "),  # type: ignore[arg-type]
         (lambda: MIS(1.5, 2), "MIS.least and MIS.most must enclose 1, above 0; got 1.5 and 2"),
         (lambda: TopEntropy(1), r"TopEntropy.share must be in \(0, 1\); got 1"),
         (lambda: TopEntropy(when="x"), "TopEntropy.when must be rollout or update; got 'x'"),

@@ -250,6 +250,24 @@ def test_corrections_weigh_the_surrogate(correction: Any, weight: str) -> None:
     assert math.isclose(token_mean(ClipKL(), case, correction=correction), mean(expected), rel_tol=1e-12)
 
 
+@pytest.mark.parametrize("level", ["sequence", "geometric"])
+def test_corrections_of_whole_responses(level: Any) -> None:
+    case = random_case(7)
+    ratios: dict[int, list[float]] = {}
+    for token in tokens(case):
+        ratios.setdefault(token.row, []).append(token.old[token.sampled] / token.infer)
+    weight = {row: math.prod(held) ** (1 if level == "sequence" else 1 / len(held)) for row, held in ratios.items()}
+    for correction, allowed in ((TIS(1.1, level), lambda w: min(w, 1.1)), (MIS(0.8, 1.25, level), _inside)):
+        weights = {row: allowed(w) for row, w in weight.items()}
+        assert len(set(weights.values())) > 1
+        expected = mean([weights[token.row] * ppo(token, 0.2, 0.2) for token in tokens(case)])
+        assert math.isclose(token_mean(ClipKL(), case, correction=correction), expected, rel_tol=1e-12)
+
+
+def _inside(weight: float) -> float:
+    return weight if 0.8 <= weight <= 1.25 else 0.0
+
+
 def test_entropy_bonus_is_the_mean_entropy() -> None:
     case = random_case(8)
     bonus = token_mean(ClipKL(), case, regularizers={"entropy_bonus": EntropyBonus(0.3)})

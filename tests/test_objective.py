@@ -209,8 +209,8 @@ def test_whatever_makes_sense_together_runs() -> None:
         ),
         (
             lambda: Objective(SinglePart(), GSPO(), {}, MEAN, MIS()),
-            "correction MIS weighs single tokens, but GSPO has one ratio for a whole response: choose correction=none, "
-            "or a constraint with a ratio for each token",
+            "correction MIS weighs single tokens, but GSPO has one ratio for a whole response: choose "
+            "correction.level=sequence or geometric, correction=none, or a constraint with a ratio for each token",
         ),
         (
             lambda: Objective(RandomShare(), ClipKL(), {"reasoning": EntropyBonus()}, MEAN),

@@ -13,12 +13,22 @@ import torch
 from torch import Tensor
 from torchmetrics import MaxMetric
 
-from rlvr_lightning.evaluation.metrics import ProbabilityHistogram, QuadrantTable, TokenCounts, TokenMeans
+from rlvr_lightning.evaluation.metrics import (
+    ProbabilityHistogram,
+    QuadrantTable,
+    RatioQuantiles,
+    TokenCounts,
+    TokenMeans,
+)
 from rlvr_lightning.methods.constraints.kl import kl_estimate, ratio
 from rlvr_lightning.methods.constraints.opefo import entropy_change
 from rlvr_lightning.objective.objective import LossOutput, Objective
 from rlvr_lightning.objective.step import Step
 from rlvr_lightning.types import StepPlan, TokenStats
+
+# Ratios of trainer to engine that pass for the same, and percentiles of them that are logged.
+NEAR = (0.9, 1.1)
+PERCENTS = (1, 50, 99)
 
 
 class Diagnostics(torch.nn.Module):
@@ -41,11 +51,14 @@ class Diagnostics(torch.nn.Module):
         for kind in ("share", "entropy", "ratio", "clip_frac", "kl_old", "kl_ref"):
             names += [f"policy/{kind}/{part}" for part in self.parts]
         names += [f"policy/tokens_in/{name}" for name in self.regularizers]
+        names += [f"rollout/mismatch_{kind}{of}" for kind in ("k3", "outside") for of in ("", *self._of_parts)]
+        names += [f"rollout/logprob_gap{of}" for of in self._of_parts]
         self.means = TokenMeans(names)
         self.quadrants, self.histogram = QuadrantTable(), ProbabilityHistogram()
         self.counts = TokenCounts(len(self.marks))
         # A check for nan would wait for the device.
         self.gap = MaxMetric(nan_strategy="disable")
+        self.mismatch = RatioQuantiles()
         self._terms: dict[str, Tensor | float] = {}
         # Of steps, and so the same on every rank.
         self._steps = self._skipped = self._idle = 0
@@ -61,12 +74,31 @@ class Diagnostics(torch.nn.Module):
         if self.marks:
             sets = [plan.choices[name] == number for name, number, _ in self.marks]
             self.counts.update(torch.stack(sets) & mask)
-        if stats.rollout_logprobs is not None:
-            gap = torch.where(mask, (stats.old_logprobs - stats.rollout_logprobs).abs(), 0.0)
-            self.means.add("rollout/logprob_gap", gap, mask)
-            self.gap.update(gap.max())
+        self._observe_mismatch(stats, plan)
         for name, value in output.terms.items():
             self._terms[name] = self._terms.get(name, 0.0) + value.double()
+
+    def _observe_mismatch(self, stats: TokenStats, plan: StepPlan) -> None:
+        """How far the policy the update starts from is from the one the engine drew with."""
+        if stats.rollout_logprobs is None:
+            return
+        mask = stats.loss_mask
+        log_ratio = torch.where(mask, stats.old_logprobs - stats.rollout_logprobs, 0.0)
+        self.gap.update(log_ratio.abs().max())
+        self.mismatch.update(log_ratio, mask)
+        values = {
+            "logprob_gap": log_ratio.abs(),
+            "mismatch_k3": kl_estimate(stats.rollout_logprobs, stats.old_logprobs, "k3"),
+            "mismatch_outside": (log_ratio.exp() < NEAR[0]) | (log_ratio.exp() > NEAR[1]),
+        }
+        for name, value in values.items():
+            self.means.add(f"rollout/{name}", value.double(), mask)
+            for part in self.parts:
+                self.means.add(f"rollout/{name}/{part}", value.double(), plan.masks[part])
+
+    @property
+    def _of_parts(self) -> list[str]:
+        return [f"/{part}" for part in self.parts]
 
     def _observe_means(self, stats: TokenStats, output: LossOutput, plan: StepPlan) -> None:
         add, mask = self.means.add, stats.loss_mask
@@ -108,6 +140,8 @@ class Diagnostics(torch.nn.Module):
             logged |= self._tables()
         if "rollout/logprob_gap" in logged:
             logged["rollout/logprob_gap_max"] = float(self.gap.compute())
+            ratios = zip(PERCENTS, self.mismatch.quantiles([percent / 100 for percent in PERCENTS]), strict=True)
+            logged |= {f"rollout/mismatch_ratio_p{percent:02}": ratio for percent, ratio in ratios}
         taken = self._steps - self._skipped - self._idle
         if taken:
             logged["policy/grad_norm"] = self._norms / taken
@@ -118,7 +152,7 @@ class Diagnostics(torch.nn.Module):
             f"policy/loss/{name}": float(Step().sum(torch.as_tensor(value, dtype=torch.float64))) / steps
             for name, value in sorted(self._terms.items())
         }
-        for metric in (self.quadrants, self.histogram, self.counts, self.gap):
+        for metric in (self.quadrants, self.histogram, self.counts, self.gap, self.mismatch):
             metric.reset()
         self._terms, self._steps, self._skipped, self._idle, self._norms = {}, 0, 0, 0, 0.0
         return logged
@@ -161,6 +195,7 @@ class Diagnostics(torch.nn.Module):
             ("members", quadrants.members),
             ("flows", quadrants.flows),
             ("tokens", quadrants.tokens),
+            ("mismatch", self.mismatch.counts),
             *counts.items(),
         ]
 

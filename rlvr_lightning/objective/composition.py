@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from rlvr_lightning.errors import ConfigError
-from rlvr_lightning.protocols import ConstraintPolicy, Correction, Regularizer, TokenPartitioner
+from rlvr_lightning.protocols import ConstraintPolicy, Correction, LevelledCorrection, Regularizer, TokenPartitioner
 
 
 def check_composition(
@@ -34,8 +34,8 @@ def check_composition(
                 f"regularizer.{name} takes single tokens out of the surrogate, but {kind} has one ratio for a whole "
                 "response: choose a constraint with a ratio for each token"
             )
-    if correction is not None:
+    if correction is not None and not (isinstance(correction, LevelledCorrection) and correction.per_response):
         raise ConfigError(
             f"correction {type(correction).__name__} weighs single tokens, but {kind} has one ratio for a whole "
-            "response: choose correction=none, or a constraint with a ratio for each token"
+            "response: choose correction.level=sequence or geometric, correction=none, or a constraint with a ratio for each token"
         )

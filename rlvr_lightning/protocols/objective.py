@@ -171,6 +171,16 @@ class Correction(Protocol):
 
 
 @runtime_checkable
+class LevelledCorrection(Protocol):
+    """A correction that may weigh all tokens of a response alike."""
+
+    @property
+    def per_response(self) -> bool:
+        """Whether it does."""
+        ...
+
+
+@runtime_checkable
 class Aggregator(Protocol):
     """Turns token terms into one number: `loss = sum(values * weights)`."""
 

@@ -3,6 +3,7 @@
 from rlvr_lightning.evaluation.metrics.at_k import AvgAtK, PassAtK, pass_at_k
 from rlvr_lightning.evaluation.metrics.histogram import ProbabilityHistogram
 from rlvr_lightning.evaluation.metrics.quadrants import QuadrantTable
+from rlvr_lightning.evaluation.metrics.ratio_quantiles import RatioQuantiles
 from rlvr_lightning.evaluation.metrics.token_counts import TokenCounts
 from rlvr_lightning.evaluation.metrics.token_means import TokenMeanMetric, TokenMeans
 
@@ -11,6 +12,7 @@ __all__ = [
     "PassAtK",
     "ProbabilityHistogram",
     "QuadrantTable",
+    "RatioQuantiles",
     "TokenCounts",
     "TokenMeanMetric",
     "TokenMeans",
