@@ -90,6 +90,7 @@ _HOMES = {
     "RLVRModule": "module",
     "RolloutDataModule": "datamodule",
     "auto_engine": "rollout.engines.auto",
+    "ReplayEngine": "rollout.engines.replay",
     "TransformersEngine": "rollout.engines.transformers_engine",
     "VLLMEngine": "rollout.engines.vllm.in_process",
     "VLLMServerEngine": "rollout.engines.vllm.server",

@@ -179,7 +179,10 @@ class RolloutDataModule(L.LightningDataModule):
         """Give the engine the current policy's weights, if it has others. Every rank must call it."""
         assert self.trainer is not None
         self._there.synced.reserve(self._there.longest + self.sampling.max_new_tokens)
-        self._there.synced.sync(self.rlvr_module, self.trainer.strategy.root_device, self.phase)
+        fresh = self._there.synced.sync(self.rlvr_module, self.trainer.strategy.root_device, self.phase)
+        canary, keeper = self._there.synced.canary, self._there.keeper
+        if fresh and canary is not None and keeper is not None and self.trainer.state.fn == "fit":
+            keeper.keep_canary(self.rlvr_module.policy_version, canary.drawn)
 
     def choose_layout(self) -> None:
         """Ask the model whether responses can be packed. Every rank must call it."""
@@ -216,7 +219,8 @@ class RolloutDataModule(L.LightningDataModule):
         )
         self._there.synced.rest()
         self.phase("scoring")
-        score = partial(self.rlvr_module.score, on_policy=checks.needs_no_old_pass(self, self.rlvr_module.objective))
+        known = checks.needs_no_old_pass(self, self.rlvr_module.objective, ahead=drawn.ahead)
+        score = partial(self.rlvr_module.score, on_policy=known)
         device = self.trainer.strategy.root_device
         self._steps = [self._layout.scored(balanced(rows, *self.ranks, device), score) for rows in drawn.steps]
         self._keep(drawn)
@@ -261,6 +265,11 @@ class RolloutDataModule(L.LightningDataModule):
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Tensors move; prompts are no tensors."""
         return batch.map(lambda tensor: tensor.to(device)) if isinstance(batch, StepBatch) else batch
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether held-out responses would say something of the policy: a replay's may be another one's."""
+        return self._there.synced.on_policy
 
     def evaluate(self, prompts: list[Prompt]) -> list[Rollout]:
         """Graded responses to held-out prompts, `eval_samples` each, with seeds of their own. Every rank must call it."""

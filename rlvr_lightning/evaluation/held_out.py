@@ -61,6 +61,8 @@ class EvaluatedModule(L.LightningModule):
 
     def validation_step(self, prompts: list[Prompt], batch_idx: int) -> None:
         """Grade `eval_samples` responses to each prompt; one without a verdict is not right, and is counted apart."""
+        if not self._data.evaluates:
+            return
         rollouts = self._data.evaluate(prompts)
         self.eval_unjudged.update(sum(rollout.verdict is None for rollout in rollouts))
         for kind, count in self.eval_kinds.items():
@@ -75,6 +77,9 @@ class EvaluatedModule(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log avg@k and pass@k; those before the first step are the baseline."""
+        if not self._data.evaluates:
+            self.evaluation = {}
+            return
         self.evaluation = {name: float(cast(AvgAtK, m).compute()) for name, m in self.eval_metrics.items()}
         for metric in self.eval_metrics.values():
             cast(AvgAtK, metric).reset()

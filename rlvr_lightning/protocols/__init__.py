@@ -7,6 +7,7 @@ Each role is one constructor argument of `RLVRModule` or `RolloutDataModule`, on
 from rlvr_lightning.protocols.engines import (
     ApartEngine,
     Draws,
+    RecordedEngine,
     RestingEngine,
     RolloutEngine,
     StreamingEngine,
@@ -43,6 +44,7 @@ __all__ = [
     "LevelledCorrection",
     "ModelFolder",
     "PolicyModel",
+    "RecordedEngine",
     "Regularizer",
     "RestingEngine",
     "RewardShaping",

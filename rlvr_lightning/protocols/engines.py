@@ -99,6 +99,21 @@ class RestingEngine(Protocol):
 
 
 @runtime_checkable
+class RecordedEngine(Protocol):
+    """An engine that answers with what was recorded, maybe of another policy.
+
+    Args:
+        on_policy: whether it was the policy of the last sync; set by whoever compares.
+    """
+
+    on_policy: bool
+
+    def canary(self, version: int) -> list[Generation]:
+        """The answers to the run's fixed prompts after the sync at a version; none where there was no such sync."""
+        ...
+
+
+@runtime_checkable
 class TypedEngine(Protocol):
     """An engine that says what its weights are held in."""
 

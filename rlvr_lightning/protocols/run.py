@@ -102,6 +102,11 @@ class RolloutData(Protocol):
         """Give the engine the current policy's weights, if it has others."""
         ...
 
+    @property
+    def evaluates(self) -> bool:
+        """Whether held-out responses say something of the policy."""
+        ...
+
     def evaluate(self, prompts: list[Prompt]) -> list[Rollout]:
         """Graded responses to held-out prompts."""
         ...

@@ -108,7 +108,7 @@ def assemble(data: AssembledSettings, sync: Callable[[], None]) -> RolloutParts:
         synced,
         collector,
         Pipeline(collector, synced, prompts, cut, data.max_lag, data.steps_per_epoch, sync),
-        None if data.output_dir is None else Keeper(data.output_dir, *data.ranks),
+        None if data.output_dir is None else Keeper(data.output_dir, data.seed, *data.ranks),
         prompts.order,
     )
 

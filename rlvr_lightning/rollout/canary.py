@@ -6,19 +6,28 @@ learning from another policy's responses.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from rlvr_lightning.errors import ConfigError, RolloutError
-from rlvr_lightning.protocols import ApartEngine, Draws, RolloutEngine, SummedEngine, TrainedModule, TypedEngine
+from rlvr_lightning.protocols import (
+    ApartEngine,
+    Draws,
+    RecordedEngine,
+    RolloutEngine,
+    SummedEngine,
+    TrainedModule,
+    TypedEngine,
+)
 from rlvr_lightning.rollout.batching import collate
 from rlvr_lightning.rollout.gathering import from_all_ranks, place_among_ranks
 from rlvr_lightning.rollout.streams import stream_of
-from rlvr_lightning.types import GenerationRequest, Prompt, Row, SamplingSpec
+from rlvr_lightning.types import Generation, GenerationRequest, Prompt, Row, SamplingSpec
 
 Tolerance = float | Literal["auto"]
 PROMPTS, TOKENS = 4, 8
@@ -58,6 +67,8 @@ class Canary:
     # Of the last sync: mean and largest difference over all ranks [nats].
     gap: float = 0.0
     gap_max: float = 0.0
+    # The answers of the last copy looked at.
+    drawn: list[Generation] = field(default_factory=list)
 
     def check(self, engine: RolloutEngine, module: TrainedModule) -> None:
         """Every rank must call it, right after a sync.
@@ -65,36 +76,51 @@ class Canary:
         Raises:
             RolloutError: on every rank, where one engine does not hold the module's policy.
         """
-        differences = [self._difference(asked, module) for asked in self._asked(engine)]
+        requests = [GenerationRequest(prompt.token_ids, seed) for seed, prompt in enumerate(self.prompts)]
+        differences = []
+        for answered in self._answers(engine, requests, module.policy_version):
+            self.drawn = answered
+            differences.append(self._difference(requests, answered, module))
         total = torch.stack([torch.stack([each.sum(), each.max(), torch.tensor(each.numel())]) for each in differences])
         of_all = torch.tensor(from_all_ranks(total.tolist()), dtype=torch.float64)
         self.gap = float((of_all[:, 0] / of_all[:, 2]).max())
         self.gap_max = float(of_all[:, 1].max())
         dtype = engine.weights_dtype if isinstance(engine, TypedEngine) else module.compute_dtype
         allowed = self._allowed(module.compute_dtype, dtype)
-        if not self.gap <= allowed:  # nor where it is nan
+        fits = self.gap <= allowed  # nor does it where it is nan
+        if isinstance(engine, RecordedEngine):
+            engine.on_policy = fits
+        elif not fits:
             raise RolloutError(
                 f"after the sync at step {module.policy_version} the engine draws from another policy than the trainer's: their "
                 f"log-probabilities differ by {self.gap:.2g} nats in the mean, more than rollout.canary_tolerance={allowed:g}; "
                 f"{suspects(engine, module, dtype)}"
             )
 
-    def _asked(self, engine: RolloutEngine) -> Sequence[Draws]:
-        """The copies of the policy this rank looks at: as many on every rank, since scoring is a collective."""
-        if not isinstance(engine, ApartEngine):
-            return [stream_of(engine)]
-        copies, (rank, ranks) = engine.replicas(), place_among_ranks()
-        return [copies[(rank + turn * ranks) % len(copies)] for turn in range(-(-len(copies) // ranks))]
-
-    def _difference(self, asked: Draws, module: TrainedModule) -> Tensor:
+    def _answers(
+        self, engine: RolloutEngine, requests: Sequence[GenerationRequest], version: int
+    ) -> Iterator[list[Generation]]:
+        """Of the copies of the policy this rank looks at: as many on every rank, since scoring is a collective."""
+        if isinstance(engine, RecordedEngine):
+            # Nothing recorded is another policy: an answer that nobody gives.
+            impossible = [Generation(request.token_ids[:1], (-math.inf,), "length", version) for request in requests]
+            yield engine.canary(version)[: len(requests)] or impossible
+            return
         sampling = replace(self.sampling, max_new_tokens=min(TOKENS, self.sampling.max_new_tokens))
-        requests = [GenerationRequest(prompt.token_ids, seed) for seed, prompt in enumerate(self.prompts)]
-        drawn = dict(asked.stream(requests, sampling))
+        copies: Sequence[Draws] = engine.replicas() if isinstance(engine, ApartEngine) else [stream_of(engine)]
+        rank, ranks = place_among_ranks() if isinstance(engine, ApartEngine) else (0, 1)
+        for turn in range(-(-len(copies) // ranks)):
+            drawn = dict(copies[(rank + turn * ranks) % len(copies)].stream(requests, sampling))
+            yield [drawn[place] for place in range(len(requests))]
+
+    def _difference(
+        self, requests: Sequence[GenerationRequest], drawn: Sequence[Generation], module: TrainedModule
+    ) -> Tensor:
         rows = []
-        for place, request in enumerate(requests):
+        for place, (request, answer) in enumerate(zip(requests, drawn, strict=True)):
             before = torch.zeros(len(request.token_ids) - 1)
-            logprobs = torch.cat([before, torch.tensor(drawn[place].logprobs)])
-            ids, nothing = torch.tensor(request.token_ids + drawn[place].token_ids), torch.zeros_like(logprobs)
+            logprobs = torch.cat([before, torch.tensor(answer.logprobs)])
+            ids, nothing = torch.tensor(request.token_ids + answer.token_ids), torch.zeros_like(logprobs)
             mask = torch.arange(len(logprobs)) >= len(before)
             rows.append(Row(0, place, ids, mask, nothing, logprobs, nothing))
         batch = collate(rows, self.pad_token_id, packed=False)

@@ -227,7 +227,13 @@ def check_on_policy(data: RolloutSettings, objective: Objective) -> None:
         )
 
 
-def needs_no_old_pass(data: RolloutSettings, objective: Objective) -> bool:
-    """Whether the policy at the start of the update says nothing that is not known anyway."""
+def needs_no_old_pass(data: RolloutSettings, objective: Objective, *, ahead: bool) -> bool:
+    """Whether the policy at the start of the update says nothing of a phase that is not known anyway.
+
+    Args:
+        data: the settings.
+        objective: says what is needed.
+        ahead: the responses were drawn by other policies.
+    """
     statistics = any("rollout" in item.passes for item in objective.requires)
-    return data.steps_per_epoch == 1 and (data.max_lag == 0 or not statistics)
+    return data.steps_per_epoch == 1 and not (ahead and statistics)

@@ -89,6 +89,7 @@ class Collected:
         report: of all responses drawn: of the groups learned from alone, the mean reward would hardly ever change.
         batches: batches of prompts drawn.
         groups: what became of every group drawn, also of those that nothing is learned from, by its prompt's place.
+        ahead: the responses were drawn by other policies than the one that learns from them.
     """
 
     rollouts: list[list[Rollout]]
@@ -96,6 +97,7 @@ class Collected:
     report: RolloutReport
     batches: int
     groups: dict[int, Outcomes]
+    ahead: bool = False
 
 
 class Collector:
@@ -204,7 +206,7 @@ class Collector:
         ]
         drawn = [every[first : first + self.group_size] for first in range(0, len(every), self.group_size)]
         groups = {group[0].prompt.index: outcomes_of(group) for group in drawn}
-        return Collected(rollouts, steps, report, batches, groups)
+        return Collected(rollouts, steps, report, batches, groups, ahead)
 
     def _draw_groups(
         self, source: GroupSource, report: RolloutReport, every: list[Rollout], first: set[int], batch: int

@@ -63,7 +63,7 @@ class Pipeline:
         steps: int,
         sync: Sync,
     ) -> None:
-        self.collector, self.prompts, self.cut, self._sync = collector, prompts, cut, sync
+        self.collector, self.synced, self.prompts, self.cut, self._sync = collector, synced, prompts, cut, sync
         self.ahead = Ahead(collector, synced, prompts, cut, lag, steps, sync) if lag else None
         # Version of the policy the last phase was begun with, and where in the prompt order it and the next one begin.
         self.version, self._cursor, self._next = -1, 0, 0
@@ -86,9 +86,10 @@ class Pipeline:
         source: GroupSource
         if self.ahead is None:
             self._sync()
+            ahead = not self.synced.on_policy
             source = OnTheSpot(self.collector, self.prompts, self._cursor, self.cut, version)
         else:
-            source = self.ahead
+            source, ahead = self.ahead, True
             self.ahead.begin(version, phases_left)
         drawn = self.collector.collect(
             source,
@@ -96,7 +97,7 @@ class Pipeline:
             batches,
             drop_equal_groups=drop_equal_groups,
             mask_truncated=mask_truncated,
-            ahead=self.ahead is not None,
+            ahead=ahead,
         )
         self.version, self._next = version, self._cursor + drawn.batches * self.cut.per_epoch
         if self.ahead is not None:

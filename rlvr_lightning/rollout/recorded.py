@@ -27,6 +27,7 @@ def schema() -> Any:
             ("problem_id", text),
             ("prompt_index", pa.int64()),
             ("sample", pa.int32()),
+            ("seed", pa.int64()),
             ("messages", pa.list_(message)),
             ("answer", text),
             ("response", text),
@@ -83,21 +84,39 @@ def write_recorded(folder: Path, phase: int, rank: int, ranks: int, records: Seq
     sync_folder(folder)
 
 
+def recorded_files(folder: Path) -> list[Path]:
+    """The files of a folder, phase after phase.
+
+    Raises:
+        DataError: there is none.
+    """
+    files = sorted(folder.glob("version_*.parquet"))
+    if not files:
+        raise DataError(f"{folder} holds no recorded responses (version_*.parquet)")
+    return files
+
+
+def read_file(path: Path) -> list[dict[str, Any]]:
+    """The responses of a file.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+    return rows
+
+
 def read_recorded(folder: Path) -> Iterator[dict[str, Any]]:
     """Every recorded response of a folder, phase after phase, rank after rank.
 
     Raises:
         DataError: there is none, or a file cannot be read.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    files = sorted(folder.glob("version_*.parquet"))
-    if not files:
-        raise DataError(f"{folder} holds no recorded responses (version_*.parquet)")
-    for path in files:
-        try:
-            rows = pq.read_table(path).to_pylist()
-        except (OSError, pa.ArrowException) as error:
-            raise DataError(f"{path} cannot be read: {error}") from error
-        yield from rows
+    for path in recorded_files(folder):
+        yield from read_file(path)

@@ -12,12 +12,13 @@ from rlvr_lightning.errors import EngineLostError, RolloutError
 from rlvr_lightning.protocols import (
     ApartEngine,
     ModelFolder,
+    RecordedEngine,
     RestingEngine,
     RolloutEngine,
     TrainedModule,
 )
 from rlvr_lightning.rollout.canary import Canary
-from rlvr_lightning.rollout.gathering import from_all_ranks
+from rlvr_lightning.rollout.gathering import from_all_ranks, is_first_rank
 from rlvr_lightning.rollout.streams import stream_of
 from rlvr_lightning.types import Generation, GenerationRequest, SamplingSpec
 
@@ -64,13 +65,16 @@ class SyncedEngine:
         assert not self._started or length <= self._length, "the engine has been started for shorter ones"
         self._length = max(self._length, length)
 
-    def sync(self, module: TrainedModule, device: torch.device, phase: Callable[[str], None] | None = None) -> None:
+    def sync(self, module: TrainedModule, device: torch.device, phase: Callable[[str], None] | None = None) -> bool:
         """Give the engine the module's weights, if it has others, and see that it holds them. Every rank must call it.
 
         Args:
             module: whose policy it is.
             device: of this rank.
             phase: told when weights travel.
+
+        Returns:
+            Whether it had others.
 
         Raises:
             RolloutError: on every rank, where the engine does not take them, or draws from others afterwards.
@@ -83,11 +87,24 @@ class SyncedEngine:
             if phase is not None:
                 phase("syncing")
             self._give(module)
+            return True
+        return False
 
     def _give(self, module: TrainedModule) -> None:
         self.engine.sync(PolicyWeights(module), module.policy_version)
         if self.canary is not None:
             self.canary.check(self.engine, module)
+        if not self.on_policy and is_first_rank():
+            log.warning(
+                "engine=replay: the recorded responses are another policy's than the one at step %d: learning from them is "
+                "off-policy, and the held-out ones say nothing of it",
+                module.policy_version,
+            )
+
+    @property
+    def on_policy(self) -> bool:
+        """Whether responses are drawn from the policy of the last sync."""
+        return self.engine.on_policy if isinstance(self.engine, RecordedEngine) else True
 
     def stream(self, requests: Sequence[GenerationRequest], sampling: SamplingSpec) -> Iterator[tuple[int, Generation]]:
         """Each response as it ends, with its request's place. Every rank must call it where the engine is one apart.
@@ -146,6 +163,8 @@ class SyncedEngine:
         """
         gaps = {} if self.canary is None else {"gap": self.canary.gap, "gap_max": self.canary.gap_max}
         logged = {f"rollout/canary_{name}": value for name, value in gaps.items()}
+        if isinstance(self.engine, RecordedEngine):
+            logged["rollout/off_policy"] = float(not self.engine.on_policy)
         if isinstance(self.engine, ApartEngine):
             counts = {**dict.fromkeys(MENDED, 0), **self.engine.take_counts()}
             counts["refused"] += self.refused

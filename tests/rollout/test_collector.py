@@ -99,6 +99,7 @@ def test_the_report_counts_what_was_drawn(drawn: Collected, phases: list[str]) -
             "rollout/response_tokens": sum(lengths) / 32,
             "rollout/truncated": len(cut) / 32,
             "rollout/masked": len(cut),
+            "rollout/lag": 0,
             "rollout/equal_groups": sum(equal) / 8,
             "rollout/dropped": 32 - len(judged),
             "rollout/generation_batches": 1,
@@ -117,7 +118,7 @@ def test_the_report_counts_what_was_drawn(drawn: Collected, phases: list[str]) -
 def test_speed_is_in_tokens_of_all_ranks_a_second() -> None:
     report = RolloutReport()
     names = ("responses", "graded", "reward", "correct", "truncated", "masked", "equal_groups", "groups", "dropped")
-    for name in (*names, "refilled", "batches", *(f"kind/{kind}" for kind in VERDICT_KINDS)):
+    for name in (*names, "refilled", "batches", "lag", *(f"kind/{kind}" for kind in VERDICT_KINDS)):
         report.add(name, 1)
     for name, value in (("ranks", 2), ("tokens", 60), ("tokens", 40), ("sampling_s", 0.5), ("verifying_s", 0.25)):
         report.add(name, value)

@@ -197,7 +197,14 @@ def joined(**changed: Any) -> Any:
     """A data module's settings beside a trainer's and a module's."""
     objective = Objective(SinglePart(), OPEFO(), {}, TokenMean())
     module = SimpleNamespace(eval_samples=4, temperature=1.0, objective=objective)
-    right = {"prompts_per_step": 8, "ranks": (0, 4), "eval_samples": 4, "temperature": 1.0, "steps_per_epoch": 1}
+    right = {
+        "prompts_per_step": 8,
+        "ranks": (0, 4),
+        "eval_samples": 4,
+        "temperature": 1.0,
+        "steps_per_epoch": 1,
+        "max_lag": 0,
+    }
     trainer = SimpleNamespace(reload_dataloaders_every_n_epochs=1)
     return SimpleNamespace(**right | {"rlvr_module": module, "trainer": trainer} | changed)
 
@@ -209,6 +216,7 @@ def joined(**changed: Any) -> Any:
         ({"eval_samples": 5}, "eval_samples is 5 in RolloutDataModule and 4 in RLVRModule"),
         ({"temperature": 0.9}, "sampling at temperature 0.9 and scoring at 1.0"),
         ({"temperature": 1.1}, "sampling at temperature 1.1 and scoring at 1.0"),
+        ({"max_lag": 1}, "OPEFO makes sense only on-policy: set rollout.max_lag=0"),
         ({"steps_per_epoch": 2}, "OPEFO makes sense only on-policy, but 2 optimizer steps"),
         ({"ranks": (0, 3)}, "rollout.prompts_per_step=8 must be a multiple of the 3 ranks"),
         ({"trainer": SimpleNamespace(reload_dataloaders_every_n_epochs=0)}, "reload_dataloaders_every_n_epochs=1"),

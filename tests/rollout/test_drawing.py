@@ -14,6 +14,7 @@ from rlvr_lightning.protocols import StreamingEngine
 from rlvr_lightning.rollout.drawing import Drawing
 from rlvr_lightning.rollout.engines.transformers_engine import TransformersEngine
 from rlvr_lightning.rollout.prompts import PromptSource
+from rlvr_lightning.rollout.streams import stream_of
 from rlvr_lightning.tasks.arithmetic import Arithmetic
 from rlvr_lightning.types import Generation, GenerationRequest, Problem, Rollout, SamplingSpec, Verdict
 from rlvr_lightning.verifiers.exact import ExactVerifier
@@ -84,7 +85,7 @@ def test_the_responses_are_the_same(workers: Workers) -> None:
 
     def drawn(engine: TransformersEngine | AtOnce, workers: Workers) -> list[Rollout]:
         pool = VerifierPool(ExactVerifier(), workers)
-        found = Drawing(SOURCE, engine, pool, Grading(), 0).draw(PROMPTS, 4, SAMPLING, "train")
+        found = Drawing(SOURCE, stream_of(engine), pool, Grading(), 0).draw(PROMPTS, 4, SAMPLING, "train")
         pool.close()
         return found
 
