@@ -22,11 +22,10 @@ from rlvr_lightning.rollout.canary import Tolerance
 from rlvr_lightning.rollout.collector import Collected
 from rlvr_lightning.rollout.isolation import Packing, settled_packing
 from rlvr_lightning.rollout.micro_batches import Budget, Layout
+from rlvr_lightning.rollout.pipeline import phases_left
+from rlvr_lightning.rollout.timeline import Timeline, timed
 from rlvr_lightning.types import Prompt, Rollout, Row, SamplingSpec, StepBatch
 from rlvr_lightning.verifiers.grading import Grading
-
-# Phases left of a run without an end.
-FOREVER = 2**31
 
 
 class RolloutDataModule(L.LightningDataModule):
@@ -102,6 +101,7 @@ class RolloutDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         self.source, self.task, self.verifier, self.engine = source, task, verifier, engine
+        self.advantage = advantage
         self.group_size, self.prompts_per_epoch, self.passes = group_size, prompts_per_epoch, passes
         self.prompts_per_step = prompts_per_epoch if prompts_per_step is None else prompts_per_step
         self.max_prompt_tokens, self.overlong_prompts = max_prompt_tokens, overlong_prompts
@@ -112,16 +112,17 @@ class RolloutDataModule(L.LightningDataModule):
         self.exact_seeds, self.canary_tolerance = exact_seeds, canary_tolerance
         self.sampling = SamplingSpec(temperature, max_new_tokens, ())
         checks.check_settings(self, advantage)
-        self.advantage = advantage
         self.phase_listeners: list[Callable[[str], None]] = []
         self.report: dict[str, float] = {}
         self.last_rollouts: list[Rollout] = []
         self._steps: list[list[Row]] = []
         self._parts: RolloutParts | None = None
+        self._timeline = Timeline()
         self._packed = False
 
     def phase(self, name: str) -> None:
-        """Tell the listeners what is going on: syncing, sampling, verifying, scoring or updating."""
+        """Tell the listeners what is going on: syncing, sampling, waiting, verifying, scoring or updating."""
+        self._timeline.enter(name)
         for listener in self.phase_listeners:
             listener(name)
 
@@ -209,10 +210,9 @@ class RolloutDataModule(L.LightningDataModule):
 
     def _collect(self, version: int) -> None:
         assert self.trainer is not None
-        steps, epochs = self.steps_per_epoch, self.trainer.max_epochs
         drawn = self._there.pipeline.collect(
             version,
-            FOREVER if epochs is None or epochs < 0 else epochs - version // steps,
+            phases_left(self.trainer.max_epochs, version // self.steps_per_epoch),
             self.generation_batches,
             drop_equal_groups=self.drop_equal_groups,
             mask_truncated=self.truncated == "mask",
@@ -253,6 +253,12 @@ class RolloutDataModule(L.LightningDataModule):
     def _buffers(self) -> Path:
         return (self.output_dir or Path()) / "buffers"
 
+    def timeline(self) -> dict[str, float]:
+        """Where the time since the last call went, on this rank [seconds], and response tokens a second (of all ranks) of
+        each phase that goes through all of them.
+        """
+        return timed(self._timeline, self.report, self.passes)
+
     def val_dataloader(self) -> DataLoader[list[Prompt]]:
         """This rank's share of the held-out prompts, as one batch."""
         rank, world = self.ranks
@@ -276,6 +282,7 @@ class RolloutDataModule(L.LightningDataModule):
         assert self.trainer is not None
         drawn, keeper = self._there.collector.held_out(prompts, self.eval_samples), self._there.keeper
         self._there.synced.rest()
+        self._timeline.enter("other")
         if keeper is not None and self.trainer.state.fn == "fit":
             keeper.keep_held_out(self.rlvr_module.policy_version, drawn)
         return drawn

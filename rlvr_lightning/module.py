@@ -185,7 +185,7 @@ class RLVRModule(EvaluatedModule):
         """After the epoch's last step gather its means: callbacks read them before `on_train_epoch_end`."""
         if self.trainer.is_last_batch:
             driven = {} if self.driver is None else self.driver.metrics()
-            self.epoch_metrics = {**self._data.report, **self.diagnostics.drain(), **driven}
+            self.epoch_metrics = {**self._data.report, **self.diagnostics.drain(), **driven, **self._data.timeline()}
 
     def on_train_epoch_end(self) -> None:
         """Log the epoch's means, of tokens and of rollouts."""

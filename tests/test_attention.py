@@ -228,6 +228,8 @@ def test_a_run_pads_where_packing_would_leak_and_refuses_to_be_told_otherwise(
 ) -> None:
     source = sums_over_all_that_came_before(tmp_path / "model")
     settings = (f"model.path={source.path}", "trainer.max_epochs=1", "rollout.prompts_per_epoch=2")
+    # Drawn with a cache, it is another policy than scored without one, as any model is whose attention does that.
+    settings += ("rollout.canary_tolerance=100",)
     with caplog.at_level(logging.WARNING):
         assert layouts(tmp_path / "auto", *settings) == {False}
     (said,) = [record.getMessage() for record in caplog.records if "packed" in record.getMessage()]

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 from rlvr_lightning.errors import ConfigError
+from rlvr_lightning.rollout.timeline import told
 from rlvr_lightning.types import Rollout
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 # Characters of a response on the screen.
 SHOWN = 600
+# Of the names of times that are logged.
+TIME = "perf/time/"
 
 
 class ScreenCallback(Callback):
@@ -43,6 +46,7 @@ class ScreenCallback(Callback):
         self._phase, self._line = "starting", ""
         self._started = self._epoch_started = time.perf_counter()
         self._fitted = False
+        self._seconds: dict[str, float] = {}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Listen to the data module's phases."""
@@ -88,6 +92,9 @@ class ScreenCallback(Callback):
         if not trainer.is_global_zero:
             return
         done, now = trainer.current_epoch + 1, time.perf_counter()
+        for name, value in cast("RLVRModule", pl_module).epoch_metrics.items():
+            if name.startswith(TIME):
+                self._seconds[name.removeprefix(TIME)] = self._seconds.get(name.removeprefix(TIME), 0.0) + value
         self._line = _numbers(cast("RLVRModule", pl_module), now - self._epoch_started)
         self._epoch_started = now
         if self._progress is not None:
@@ -105,9 +112,10 @@ class ScreenCallback(Callback):
             self.console.print(_summary(cast("RLVRModule", pl_module)))
         if trainer.is_global_zero and not trainer.sanity_checking and trainer.state.fn == "fit":
             evaluation = cast("RLVRModule", pl_module).evaluation
-            self.console.print(
-                f"held-out after epoch {trainer.current_epoch + 1}: {_accuracies(evaluation, pl_module)}"
+            told = (
+                _accuracies(evaluation, pl_module) if evaluation else "not measured, as the replay is of another policy"
             )
+            self.console.print(f"held-out after epoch {trainer.current_epoch + 1}: {told}", soft_wrap=True)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """The table of before and after."""
@@ -118,7 +126,8 @@ class ScreenCallback(Callback):
             if module.evaluated_version == module.policy_version:
                 self.console.print(_summary(module))
             minutes, seconds = divmod(int(time.perf_counter() - self._started), 60)
-            self.console.print(f"trained for {minutes} min {seconds:02d} s")
+            where = f": {told(self._seconds)}" if self._seconds else ""
+            self.console.print(f"trained for {minutes} min {seconds:02d} s{where}", soft_wrap=True)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Leave the terminal as it was."""

@@ -94,6 +94,10 @@ class RolloutData(Protocol):
         """What is logged of the phase."""
         ...
 
+    def timeline(self) -> Mapping[str, float]:
+        """What is logged of the time since the last call."""
+        ...
+
     def choose_layout(self) -> None:
         """Find out whether responses can be packed."""
         ...

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 
@@ -22,23 +21,20 @@ from rlvr_lightning.types import Generation, Prompt, Rollout
 Sync = Callable[[], None]
 
 
-@dataclass
 class _Open:
     """A group on its way.
 
     Args:
         prompt: of the group.
         phase: at whose beginning it was asked for.
-        drawing: its responses.
-        rollouts: those that are there.
-        judged: what judging them comes to.
     """
 
-    prompt: Prompt
-    phase: int
-    drawing: list[Future[Rollout]] = field(default_factory=list)
-    rollouts: dict[int, Rollout] = field(default_factory=dict)
-    judged: dict[int, Judged] = field(default_factory=dict)
+    def __init__(self, prompt: Prompt, phase: int) -> None:
+        self.prompt, self.phase = prompt, phase
+        self.drawing: list[Future[Rollout]] = []
+        # Those that are there, and what judging them comes to.
+        self.rollouts: dict[int, Rollout] = {}
+        self.judged: dict[int, Judged] = {}
 
     @property
     def ready(self) -> bool:

@@ -47,7 +47,7 @@ class AssembledSettings(checks.JoinedSettings, Protocol):
         ...
 
 
-@dataclass
+@dataclass(frozen=True)
 class RolloutParts:
     """Of a data module, once it has met its trainer.
 

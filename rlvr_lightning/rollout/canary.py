@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -48,7 +48,6 @@ def check_tolerance(tolerance: Any) -> None:
         raise ConfigError(f"rollout.canary_tolerance must be auto or above 0 [nats]; got {tolerance!r}")
 
 
-@dataclass
 class Canary:
     """Compares engine and trainer.
 
@@ -60,15 +59,13 @@ class Canary:
         pad_token_id: fills the padding.
     """
 
-    prompts: Sequence[Prompt]
-    sampling: SamplingSpec
-    tolerance: Tolerance
-    pad_token_id: int
-    # Of the last sync: mean and largest difference over all ranks [nats].
-    gap: float = 0.0
-    gap_max: float = 0.0
-    # The answers of the last copy looked at.
-    drawn: list[Generation] = field(default_factory=list)
+    def __init__(
+        self, prompts: Sequence[Prompt], sampling: SamplingSpec, tolerance: Tolerance, pad_token_id: int
+    ) -> None:
+        self.prompts, self.sampling, self.tolerance, self.pad_token_id = prompts, sampling, tolerance, pad_token_id
+        # Of the last sync: mean and largest difference over all ranks [nats], and the answers of the last copy looked at.
+        self.gap = self.gap_max = 0.0
+        self.drawn: list[Generation] = []
 
     def check(self, engine: RolloutEngine, module: TrainedModule) -> None:
         """Every rank must call it, right after a sync.

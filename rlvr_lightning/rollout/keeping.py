@@ -79,7 +79,9 @@ class Keeper:
             self._background.put(lambda: add_version(self.folder / CANARY, version, rows))
 
     def _seeded(self, record: dict[str, Any], purpose: str) -> dict[str, Any]:
-        return {**record, "seed": derived_seed(self.seed, purpose, record["prompt_index"], record["sample"])}
+        # As `task=jsonl` reads them back.
+        asked = {"id": record["problem_id"], "problem": record["messages"][-1]["content"]}
+        return {**record, **asked, "seed": derived_seed(self.seed, purpose, record["prompt_index"], record["sample"])}
 
     def flush(self) -> None:
         """Wait until all is on the disk: before a checkpoint says that it is.

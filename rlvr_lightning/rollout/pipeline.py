@@ -18,6 +18,8 @@ from rlvr_lightning.rollout.refill import StepCut
 from rlvr_lightning.rollout.synced import SyncedEngine
 from rlvr_lightning.types import Rollout
 
+FOREVER = 2**31
+
 
 class OnTheSpot:
     """Groups that are drawn when they are asked for.
@@ -118,3 +120,8 @@ class Pipeline:
         elif pending:
             # Strictly on-policy a phase is a piece of the order: it begins with the first that was not learned from.
             self._next = pending[0]
+
+
+def phases_left(epochs: int | None, done: int) -> int:
+    """Of a run; without an end there are always more."""
+    return FOREVER if epochs is None or epochs < 0 else epochs - done

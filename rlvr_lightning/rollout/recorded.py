@@ -24,7 +24,8 @@ def schema() -> Any:
         [
             ("phase", pa.int64()),
             ("policy_version", pa.int64()),
-            ("problem_id", text),
+            ("id", text),
+            ("problem", text),
             ("prompt_index", pa.int64()),
             ("sample", pa.int32()),
             ("seed", pa.int64()),

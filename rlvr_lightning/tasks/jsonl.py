@@ -15,7 +15,8 @@ class JsonlTask:
     """Problems from a file.
 
     Args:
-        path: `.jsonl`, `.jsonl.gz` or `.parquet`.
+        path: `.jsonl`, `.jsonl.gz` or `.parquet`, also a run's `rollouts/version_*.parquet`. Of rows with the same id,
+            question and answer the first counts.
         held_out_path: problems to validate on; None to take `held_out` rows of `path`.
         problem_field, answer_field, id_field: names of the fields.
         answer_pattern: a regular expression whose first group is the answer within its field.
@@ -63,7 +64,9 @@ class JsonlTask:
 
     @staticmethod
     def _read(path: str, form: RowFormat) -> list[Problem]:
-        return to_problems(read_rows(Path(path).expanduser()), form, path)
+        problems = to_problems(read_rows(Path(path).expanduser()), form, path)
+        # A file of rollouts has a row for each response to a problem.
+        return list({(one.id, str(one.messages), one.answer): one for one in reversed(problems)}.values())[::-1]
 
     def train(self) -> Sequence[Problem]:
         """Problems to learn from."""

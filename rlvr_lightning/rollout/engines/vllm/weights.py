@@ -10,7 +10,7 @@ import os
 import secrets
 import socket
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast, runtime_checkable
 
@@ -182,13 +182,17 @@ class _Described:
     shape: tuple[int, ...]
 
 
-@dataclass
 class _Source:
-    """The policy's weights as vLLM's senders want them: described first, then gone through."""
+    """The policy's weights as vLLM's senders want them: described first, then gone through.
 
-    dtype: torch.dtype
-    weights: Weights = ()
-    described: list[_Described] = field(default_factory=list)
+    Args:
+        dtype: they travel in.
+        weights: the policy's.
+    """
+
+    def __init__(self, dtype: torch.dtype, weights: Weights) -> None:
+        self.dtype, self.weights = dtype, weights
+        self.described: list[_Described] = []
 
     def metadata(self) -> list[_Described]:
         """What comes, in its order; names and shapes stay what they are, so that it is looked at once."""
