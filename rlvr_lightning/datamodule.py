@@ -142,11 +142,6 @@ class RolloutDataModule(L.LightningDataModule):
         return self._steps
 
     @property
-    def responses_per_epoch(self) -> int:
-        """Responses of a rollout phase, over all ranks."""
-        return self.prompts_per_epoch * self.group_size
-
-    @property
     def rlvr_module(self) -> TrainedModule:
         """The module being trained."""
         assert self.trainer is not None
@@ -254,9 +249,7 @@ class RolloutDataModule(L.LightningDataModule):
         return (self.output_dir or Path()) / "buffers"
 
     def timeline(self) -> dict[str, float]:
-        """Where the time since the last call went, on this rank [seconds], and response tokens a second (of all ranks) of
-        each phase that goes through all of them.
-        """
+        """Where the time since the last call went: see `timed`."""
         return timed(self._timeline, self.report, self.passes)
 
     def val_dataloader(self) -> DataLoader[list[Prompt]]:

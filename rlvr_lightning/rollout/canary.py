@@ -7,14 +7,14 @@ learning from another policy's responses.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from rlvr_lightning.errors import ConfigError, RolloutError
+from rlvr_lightning.errors import ConfigError, EngineLostError, RolloutError
 from rlvr_lightning.protocols import (
     ApartEngine,
     Draws,
@@ -67,17 +67,21 @@ class Canary:
         self.gap = self.gap_max = 0.0
         self.drawn: list[Generation] = []
 
-    def check(self, engine: RolloutEngine, module: TrainedModule) -> None:
+    def check(self, engine: RolloutEngine, module: TrainedModule) -> bool:
         """Every rank must call it, right after a sync.
+
+        Returns:
+            Whether there was an engine to look at: it may be lost at any moment.
 
         Raises:
             RolloutError: on every rank, where one engine does not hold the module's policy.
         """
         requests = [GenerationRequest(prompt.token_ids, seed) for seed, prompt in enumerate(self.prompts)]
-        differences = []
-        for answered in self._answers(engine, requests, module.policy_version):
-            self.drawn = answered
-            differences.append(self._difference(requests, answered, module))
+        answers = self._answers(engine, requests, module.policy_version)
+        if answers is None:
+            return False
+        self.drawn = answers[-1]
+        differences = [self._difference(requests, answered, module) for answered in answers]
         total = torch.stack([torch.stack([each.sum(), each.max(), torch.tensor(each.numel())]) for each in differences])
         of_all = torch.tensor(from_all_ranks(total.tolist()), dtype=torch.float64)
         self.gap = float((of_all[:, 0] / of_all[:, 2]).max())
@@ -93,22 +97,29 @@ class Canary:
                 f"log-probabilities differ by {self.gap:.2g} nats in the mean, more than rollout.canary_tolerance={allowed:g}; "
                 f"{suspects(engine, module, dtype)}"
             )
+        return True
 
     def _answers(
         self, engine: RolloutEngine, requests: Sequence[GenerationRequest], version: int
-    ) -> Iterator[list[Generation]]:
-        """Of the copies of the policy this rank looks at: as many on every rank, since scoring is a collective."""
+    ) -> list[list[Generation]] | None:
+        """Of the copies of the policy this rank looks at: as many on every rank, since scoring is a collective. None on all
+        ranks where one of them finds the engine lost.
+        """
         if isinstance(engine, RecordedEngine):
             # Nothing recorded is another policy: an answer that nobody gives.
             impossible = [Generation(request.token_ids[:1], (-math.inf,), "length", version) for request in requests]
-            yield engine.canary(version)[: len(requests)] or impossible
-            return
+            return [engine.canary(version)[: len(requests)] or impossible]
         sampling = replace(self.sampling, max_new_tokens=min(TOKENS, self.sampling.max_new_tokens))
-        copies: Sequence[Draws] = engine.replicas() if isinstance(engine, ApartEngine) else [stream_of(engine)]
-        rank, ranks = place_among_ranks() if isinstance(engine, ApartEngine) else (0, 1)
-        for turn in range(-(-len(copies) // ranks)):
-            drawn = dict(copies[(rank + turn * ranks) % len(copies)].stream(requests, sampling))
-            yield [drawn[place] for place in range(len(requests))]
+        if not isinstance(engine, ApartEngine):
+            return [_in_order(stream_of(engine), requests, sampling)]
+        copies, (rank, ranks), lost = engine.replicas(), place_among_ranks(), False
+        found: list[list[Generation]] = []
+        try:
+            for turn in range(-(-len(copies) // ranks)):
+                found.append(_in_order(copies[(rank + turn * ranks) % len(copies)], requests, sampling))
+        except EngineLostError:
+            lost = True
+        return None if any(from_all_ranks([lost])) else found
 
     def _difference(
         self, requests: Sequence[GenerationRequest], drawn: Sequence[Generation], module: TrainedModule
@@ -129,6 +140,11 @@ class Canary:
         if self.tolerance != "auto":
             return self.tolerance
         return EXACT if trainers == engines == torch.float32 else ROUNDED
+
+
+def _in_order(asked: Draws, requests: Sequence[GenerationRequest], sampling: SamplingSpec) -> list[Generation]:
+    drawn = dict(asked.stream(requests, sampling))
+    return [drawn[place] for place in range(len(requests))]
 
 
 def suspects(engine: RolloutEngine, module: TrainedModule, dtype: torch.dtype) -> str:

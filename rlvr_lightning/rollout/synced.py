@@ -81,6 +81,8 @@ class SyncedEngine:
         """
         self._last = (module, device)
         if not self._started:
+            if phase is not None:
+                phase("starting")
             self.engine.start(self.source, device, self._length, module.compute_dtype)
             self._started = True
         if self.engine.policy_version != module.policy_version:
@@ -91,9 +93,12 @@ class SyncedEngine:
         return False
 
     def _give(self, module: TrainedModule) -> None:
-        self.engine.sync(PolicyWeights(module), module.policy_version)
-        if self.canary is not None:
-            self.canary.check(self.engine, module)
+        for _ in range(MOST_RETURNS + 1):
+            self.engine.sync(PolicyWeights(module), module.policy_version)
+            if self.canary is None or self.canary.check(self.engine, module):
+                break
+        else:
+            raise RolloutError(f"the engine was lost {MOST_RETURNS + 1} times while it was given the policy's weights")
         if not self.on_policy and is_first_rank():
             log.warning(
                 "engine=replay: the recorded responses are another policy's than the one at step %d: learning from them is "

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 
-# In the order of a step. `waiting` is for responses that are drawn ahead, `other` for what is none of them: validation's
+# In the order of a run. `starting` is the engine, `waiting` for responses drawn ahead, `other` what is none of them: validation's
 # books, checkpoints, callbacks.
-PHASES = ("syncing", "sampling", "waiting", "verifying", "scoring", "updating", "other")
+PHASES = ("starting", "syncing", "sampling", "waiting", "verifying", "scoring", "updating", "other")
 
 
 class Timeline:

@@ -110,12 +110,17 @@ class Server:
             versions: what weights this run has given out, by their labels.
 
         Raises:
-            ServerDownError: the server is gone, or late.
-            AgainError: the answer cannot be used.
+            ServerDownError: the server is gone.
+            AgainError: there is no answer in time, or none that can be used.
             StaleError: the response was drawn with weights that are not this run's.
         """
         payload = {"token_ids": list(request.token_ids), "sampling_params": sampling_params(request, sampling)}
-        answer = await self.post("inference/v1/generate", payload, self.timeout_s, base=self.asked)
+        try:
+            answer = await self.post("inference/v1/generate", payload, self.timeout_s, base=self.asked)
+        except ServerDownError as error:
+            # A connection may break under a server that is well.
+            await self.get("health")
+            raise AgainError(str(error)) from error
         try:
             (choice,) = answer["choices"]
             logprobs = [float(entry["logprob"]) for entry in choice["logprobs"]["content"]]

@@ -11,6 +11,9 @@ from typing import Any, TypeVar
 import aiohttp
 
 T = TypeVar("T")
+# An idle connection is kept for less than servers keep theirs (uvicorn: 5): one that a server is just closing takes no request
+# [seconds].
+KEEP_S = 2.0
 
 
 class HttpThread:
@@ -25,7 +28,9 @@ class HttpThread:
     async def _open(self) -> aiohttp.ClientSession:
         # A response may take hours; each request has a time-out of its own.
         return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=None), trust_env=False
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_S),
+            timeout=aiohttp.ClientTimeout(total=None),
+            trust_env=False,
         )
 
     async def _end(self) -> None:
