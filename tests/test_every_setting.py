@@ -426,8 +426,30 @@ ELSEWHERE = {
         "max_num_seqs",
         "enforce_eager",
         "cpu_kv_cache_gb",
+        "tensor_parallel",
+        "sleep",
         "dtype",
     },  # vllm_engine/
+    "engine/vllm_server": {
+        "servers",
+        "tensor_parallel",
+        "urls",
+        "router",
+        "port",
+        "gpu_memory_utilization",
+        "max_num_seqs",
+        "enforce_eager",
+        "cpu_kv_cache_gb",
+        "transfer",
+        "transfer_folder",
+        "timeout_s",
+        "start_s",
+        "retries",
+        "restarts",
+        "log_folder",
+        "dtype",
+    },  # vllm_engine/
+    "engine/replay": {"path"},  # rollout/test_replay.py
     "task/jsonl": HYGIENE,  # tasks/test_hygiene.py
     "task/huggingface": {*ROWS, "path", "name", "split", "held_out_split", *HYGIENE},  # tasks/test_huggingface.py
     "verifier/remote": {

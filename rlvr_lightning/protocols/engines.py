@@ -127,6 +127,8 @@ class TypedEngine(Protocol):
 class SummedEngine(Protocol):
     """An engine that tells what its weights add up to."""
 
-    def weight_sums(self) -> list[dict[str, Any]]:
-        """For each worker `sums` (by the engine's names) and `packed` (which of a checkpoint's names it has made one of)."""
+    def weight_sums(self) -> list[list[dict[str, Any]]]:
+        """For each copy of the policy this rank looks after, and each of its workers, `sums` (by the engine's names),
+        `computed` (those it had to use the weights for) and `packed` (which of a checkpoint's names it has made one of).
+        """
         ...

@@ -7,7 +7,7 @@ learning from another policy's responses.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -27,6 +27,7 @@ from rlvr_lightning.protocols import (
 from rlvr_lightning.rollout.batching import collate
 from rlvr_lightning.rollout.gathering import from_all_ranks, place_among_ranks
 from rlvr_lightning.rollout.streams import stream_of
+from rlvr_lightning.rollout.weight_sums import Compared, compare
 from rlvr_lightning.types import Generation, GenerationRequest, Prompt, Row, SamplingSpec
 
 Tolerance = float | Literal["auto"]
@@ -34,7 +35,6 @@ PROMPTS, TOKENS = 4, 8
 # Mean difference of log-probabilities that two ways of computing the same policy make [nats]: float32 agrees to 1e-5
 # (measured), bfloat16 to about 0.01.
 EXACT, ROUNDED = 1e-4, 0.05
-SHOWN = 6
 
 
 def check_tolerance(tolerance: Any) -> None:
@@ -67,8 +67,13 @@ class Canary:
         self.gap = self.gap_max = 0.0
         self.drawn: list[Generation] = []
 
-    def check(self, engine: RolloutEngine, module: TrainedModule) -> bool:
+    def check(self, engine: RolloutEngine, module: TrainedModule, sums: Mapping[str, float]) -> bool:
         """Every rank must call it, right after a sync.
+
+        Args:
+            engine: that has been given weights.
+            module: whose weights they are.
+            sums: of the weights, by name, as they were given.
 
         Returns:
             Whether there was an engine to look at: it may be lost at any moment.
@@ -91,13 +96,29 @@ class Canary:
         fits = self.gap <= allowed  # nor does it where it is nan
         if isinstance(engine, RecordedEngine):
             engine.on_policy = fits
-        elif not fits:
+            return True
+        told = self._told_of_weights(engine, sums)
+        if told is not None and (told.differ or not fits):
+            raise RolloutError(self._stale(module.policy_version, allowed, str(told)))
+        if not fits:
             raise RolloutError(
-                f"after the sync at step {module.policy_version} the engine draws from another policy than the trainer's: their "
-                f"log-probabilities differ by {self.gap:.2g} nats in the mean, more than rollout.canary_tolerance={allowed:g}; "
-                f"{suspects(engine, module, dtype)}"
+                self._stale(module.policy_version, allowed, "this engine does not tell which weights it holds")
             )
         return True
+
+    def _stale(self, version: int, allowed: float, suspects: str) -> str:
+        return (
+            f"after the sync at step {version} the engine draws from another policy than the trainer's: {suspects}; their "
+            f"log-probabilities differ by {self.gap:.2g} nats in the mean (rollout.canary_tolerance: {allowed:g})"
+        )
+
+    def _told_of_weights(self, engine: RolloutEngine, sums: Mapping[str, float]) -> Compared | None:
+        """What the engine's weights add up to, compared with the policy's; of the copy that is furthest off, on all ranks."""
+        if not isinstance(engine, SummedEngine) or not sums:
+            return None
+        mine = [compare(sums, workers) for workers in engine.weight_sums()]
+        every = from_all_ranks(mine)
+        return max(every, key=lambda one: len(one.differ)) if every else None
 
     def _answers(
         self, engine: RolloutEngine, requests: Sequence[GenerationRequest], version: int
@@ -145,31 +166,3 @@ class Canary:
 def _in_order(asked: Draws, requests: Sequence[GenerationRequest], sampling: SamplingSpec) -> list[Generation]:
     drawn = dict(asked.stream(requests, sampling))
     return [drawn[place] for place in range(len(requests))]
-
-
-def suspects(engine: RolloutEngine, module: TrainedModule, dtype: torch.dtype) -> str:
-    """Which weights are not the policy's, as far as their sums tell. Every rank must call it."""
-    expected = {name: float(weight.to(dtype).double().sum()) for name, weight in module.policy.full_weights()}
-    if not isinstance(engine, SummedEngine):
-        return "this engine does not tell which weights it holds"
-    workers = engine.weight_sums()
-    packed = {part: whole for whole, parts in workers[0]["packed"].items() for part in parts}
-    merged: dict[str, float] = {}
-    for name, value in expected.items():
-        own = ".".join(packed.get(piece, piece) for piece in name.split("."))
-        merged[own] = merged.get(own, 0.0) + value
-    looked_at = {name for worker in workers for name in worker["sums"]} & merged.keys()
-    differ = [name for name in merged if name in looked_at and not _agree(merged[name], name, workers)]
-    hidden = len(merged.keys() - looked_at)
-    unseen = f"; {hidden} others are held in a form that cannot be looked at" if hidden else ""
-    if not differ:
-        return f"the {len(looked_at)} weights that can be looked at are the policy's{unseen}"
-    more = f" and {len(differ) - SHOWN} more" if len(differ) > SHOWN else ""
-    return f"suspect {', '.join(differ[:SHOWN])}{more}{unseen}"
-
-
-def _agree(expected: float, name: str, workers: Sequence[dict[str, Any]]) -> bool:
-    """Of a weight that each worker has a share of, or all have alike."""
-    values = [worker["sums"][name] for worker in workers if name in worker["sums"]]
-    scale = max(abs(expected), 1.0)
-    return any(abs(value - expected) <= 1e-5 * scale for value in (sum(values), *values[:1]))

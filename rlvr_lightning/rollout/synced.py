@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable, Generator, Iterator, Sequence
 
 import torch
-from torch import Tensor
 
 from rlvr_lightning.errors import EngineLostError, RolloutError
 from rlvr_lightning.protocols import (
@@ -16,10 +15,12 @@ from rlvr_lightning.protocols import (
     RestingEngine,
     RolloutEngine,
     TrainedModule,
+    TypedEngine,
 )
 from rlvr_lightning.rollout.canary import Canary
 from rlvr_lightning.rollout.gathering import from_all_ranks, is_first_rank
 from rlvr_lightning.rollout.streams import stream_of
+from rlvr_lightning.rollout.weight_sums import PolicyWeights
 from rlvr_lightning.types import Generation, GenerationRequest, SamplingSpec
 
 log = logging.getLogger(__name__)
@@ -28,20 +29,6 @@ log = logging.getLogger(__name__)
 MOST_RETURNS = 3
 # What an engine apart counts.
 MENDED = ("retries", "restarts", "refused")
-
-
-class PolicyWeights:
-    """The policy's weights, to be gone through as often as an engine likes; under a sharded strategy a collective.
-
-    Args:
-        module: whose policy it is.
-    """
-
-    def __init__(self, module: TrainedModule) -> None:
-        self._module = module
-
-    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        yield from self._module.policy.full_weights()
 
 
 class SyncedEngine:
@@ -93,9 +80,11 @@ class SyncedEngine:
         return False
 
     def _give(self, module: TrainedModule) -> None:
+        dtype = self.engine.weights_dtype if isinstance(self.engine, TypedEngine) else module.compute_dtype
+        weights = PolicyWeights(module, dtype)
         for _ in range(MOST_RETURNS + 1):
-            self.engine.sync(PolicyWeights(module), module.policy_version)
-            if self.canary is None or self.canary.check(self.engine, module):
+            self.engine.sync(weights, module.policy_version)
+            if self.canary is None or self.canary.check(self.engine, module, weights.sums):
                 break
         else:
             raise RolloutError(f"the engine was lost {MOST_RETURNS + 1} times while it was given the policy's weights")

@@ -7,6 +7,7 @@ import contextlib
 import logging
 from collections.abc import Sequence
 from concurrent.futures import Future
+from typing import Any
 
 from rlvr_lightning.errors import EngineLostError, RolloutError
 from rlvr_lightning.rollout.engines.vllm.client import AgainError, Server, ServerDownError, StaleError
@@ -55,6 +56,22 @@ class Fleet:
         """A future for each request; any of them may raise `EngineLostError`."""
         homes: dict[tuple[int, ...], Server] = {}
         return [self.http.submit(self._one(request, sampling, homes)) for request in requests]
+
+    def weight_sums(self) -> list[list[dict[str, Any]]]:
+        """Of each server and each of its workers. One that is gone by now is left out: whoever asks it for more will notice."""
+
+        async def of(server: Server) -> list[dict[str, Any]] | None:
+            try:
+                answer = await server.post("collective_rpc", {"method": "rlvr_weight_sums"})
+            except (ServerDownError, AgainError):
+                return None
+            results: list[dict[str, Any]] = answer["results"]
+            return results
+
+        async def all_of_them() -> list[list[dict[str, Any]] | None]:
+            return await asyncio.gather(*map(of, self.servers))
+
+        return [found for found in self.http.call(all_of_them()) if found is not None]
 
     def count(self, name: str) -> None:
         """Something went wrong and was mended."""

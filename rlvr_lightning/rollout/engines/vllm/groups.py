@@ -6,13 +6,15 @@ import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from rlvr_lightning.errors import ConfigError
 from rlvr_lightning.types import GenerationRequest
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -57,12 +59,20 @@ class RankGroup:
 
     def together(self, requests: Sequence[GenerationRequest]) -> tuple[list[GenerationRequest], range]:
         """The requests of all ranks of the group, and which of them are this rank's."""
-        if self.process_group is None:
-            return list(requests), range(len(requests))
-        held: list[list[GenerationRequest]] = [[] for _ in range(dist.get_world_size(self.process_group))]
-        dist.all_gather_object(held, list(requests), group=self.process_group)
+        held = self._of_ranks(list(requests))
         start = sum(map(len, held[: self.place]))
         return [request for of_rank in held for request in of_rank], range(start, start + len(requests))
+
+    def gathered(self, items: list[T]) -> list[T]:
+        """The items of all ranks of the group, rank after rank."""
+        return [item for of_rank in self._of_ranks(items) for item in of_rank]
+
+    def _of_ranks(self, items: list[T]) -> list[list[T]]:
+        if self.process_group is None:
+            return [items]
+        held: list[list[T]] = [[] for _ in range(dist.get_world_size(self.process_group))]
+        dist.all_gather_object(held, items, group=self.process_group)
+        return held
 
 
 @contextlib.contextmanager

@@ -172,11 +172,10 @@ class VLLMEngine:
         """What the weights are held in."""
         return self._cast
 
-    def weight_sums(self) -> list[dict[str, Any]]:
-        """What the engine's weights add up to, for telling which of them are not the policy's."""
+    def weight_sums(self) -> list[list[dict[str, Any]]]:
+        """What the engine's weights add up to. Every rank must call it where ranks share an engine."""
         assert self._llm is not None
-        found: list[dict[str, Any]] = self._llm.collective_rpc("rlvr_weight_sums")
-        return found
+        return [self._group.gathered(self._llm.collective_rpc("rlvr_weight_sums"))]
 
     def close(self) -> None:
         """Shut the engine core down and free its memory."""

@@ -219,13 +219,10 @@ class VLLMServerEngine:
         """What the weights are held in."""
         return self._cast
 
-    def weight_sums(self) -> list[dict[str, Any]]:
-        """What the weights of the first server's workers add up to."""
+    def weight_sums(self) -> list[list[dict[str, Any]]]:
+        """What the weights of each server's workers add up to; the first rank asks for all."""
         assert self._fleet is not None
-        assert self._http is not None
-        asked = {"method": "rlvr_weight_sums"}
-        found: list[dict[str, Any]] = self._http.call(self._fleet.servers[0].post("collective_rpc", asked))["results"]
-        return found
+        return self._fleet.weight_sums() if is_first_rank() else []
 
     def take_counts(self) -> dict[str, int]:
         """Retries, restarts and refused responses since the last call, of this rank."""

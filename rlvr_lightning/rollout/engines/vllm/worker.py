@@ -116,14 +116,29 @@ class WorkerExtension:
 
 
 def weight_sums(model: torch.nn.Module) -> dict[str, Any]:
-    """Sums of the weights a model holds, by vLLM's names; those it has packed into another form are left out."""
+    """Sums of the weights a model computes with, by vLLM's names; those it holds in another form are left out."""
     sums = {
-        name: float(weight.detach().double().sum())
+        name: weight.detach().sum(dtype=torch.float64)
         for name, weight in model.named_parameters()
         if weight.numel() and weight.is_floating_point()
     }
+    computed = []
+    for name, module in model.named_modules():
+        # On the CPU what is multiplied with is a packed copy: what it makes of ones is the sum of its weights.
+        if hasattr(module, "cpu_linear") and hasattr(module, "input_size"):
+            sums[f"{name}.weight"] = _of_packed(cast(Any, module))
+            computed.append(f"{name}.weight")
+    told = dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True))
     packed: dict[str, Sequence[str]] = getattr(model, "packed_modules_mapping", {})
-    return {"sums": sums, "packed": {name: list(parts) for name, parts in packed.items()}}
+    return {"sums": told, "computed": computed, "packed": {name: list(parts) for name, parts in packed.items()}}
+
+
+@torch.no_grad()
+def _of_packed(module: Any) -> Tensor:
+    width = getattr(module, "input_size_per_partition", module.input_size)
+    ones = torch.ones(1, width, dtype=module.params_dtype)
+    product: Tensor = module.quant_method.apply(module, ones, bias=None)
+    return product.sum(dtype=torch.float64)
 
 
 def repack_tied_head(model: torch.nn.Module) -> None:

@@ -1,0 +1,96 @@
+"""What a policy's weights add up to, compared with what an engine's do: which of them have not arrived.
+
+An engine's weights have names of its own, some of them several of a checkpoint's tensors in one, and each of its workers may
+hold a share. Sums survive all of that. They do not tell a permutation from the right order: the answers to fixed prompts do
+(`canary.py`), which in turn hardly move when a single tensor is one step old.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlvr_lightning.protocols import TrainedModule
+
+# Of a weight's sum, or of 1 where that is less: what the order of summing makes of the same numbers, and what rounding makes
+# of a sum that the engine can only compute by using the weight, in float32.
+ADDED, COMPUTED = 1e-9, 1e-5
+SHOWN = 6
+
+
+class PolicyWeights:
+    """The policy's weights, to be gone through as often as an engine likes; under a sharded strategy a collective.
+
+    Args:
+        module: whose policy it is.
+        dtype: the engine holds them in.
+    """
+
+    def __init__(self, module: TrainedModule, dtype: torch.dtype) -> None:
+        self._module, self._dtype = module, dtype
+        self.sums: dict[str, float] = {}
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        sums: dict[str, Tensor] = {}
+        for name, weight in self._module.policy.full_weights():
+            sums[name] = weight.detach().to(self._dtype).sum(dtype=torch.float64)
+            yield name, weight
+        # Only of a pass to the end; one look at the device for all of them.
+        self.sums = dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True))
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What a comparison found.
+
+    Args:
+        differ: weights that are not the policy's, by the engine's names.
+        same: how many are.
+        hidden: how many are held in a form that cannot be looked at.
+    """
+
+    differ: tuple[str, ...]
+    same: int
+    hidden: int
+
+    def __str__(self) -> str:
+        unseen = f"; {self.hidden} others are held in a form that cannot be looked at" if self.hidden else ""
+        if not self.differ:
+            return f"the {self.same} weights that can be looked at are the policy's{unseen}"
+        more = f" and {len(self.differ) - SHOWN} more" if len(self.differ) > SHOWN else ""
+        return f"suspect {', '.join(self.differ[:SHOWN])}{more}{unseen}"
+
+
+def compare(expected: Mapping[str, float], workers: Sequence[Mapping[str, Any]]) -> Compared:
+    """Compare a policy's sums with those of one copy in an engine.
+
+    Args:
+        expected: the policy's, by the checkpoint's names.
+        workers: of each worker `sums`, by the engine's names, `computed`, which of them it had to use the weights for, and
+            `packed`, which of a checkpoint's names it has made one of.
+    """
+    computed = {name for worker in workers for name in worker["computed"]}
+    packed = {part: whole for whole, parts in workers[0]["packed"].items() for part in parts}
+    merged: dict[str, float] = {}
+    for name, value in expected.items():
+        own = ".".join(packed.get(piece, piece) for piece in name.split("."))
+        merged[own] = merged.get(own, 0.0) + value
+    held = {name: [worker["sums"][name] for worker in workers if name in worker["sums"]] for name in merged}
+    seen = {name: values for name, values in held.items() if values}
+    differ = tuple(
+        name
+        for name, values in seen.items()
+        if not _agree(merged[name], values, COMPUTED if name in computed else ADDED)
+    )
+    return Compared(differ, len(seen) - len(differ), len(merged) - len(seen))
+
+
+def _agree(expected: float, values: Sequence[float], relative: float) -> bool:
+    """Of a weight that each worker has a share of, or all have alike."""
+    allowed = relative * max(abs(expected), 1.0)
+    alike = all(abs(value - expected) <= allowed for value in values)
+    return alike or abs(sum(values) - expected) <= allowed * len(values)
