@@ -159,19 +159,30 @@ class VLLMServerEngine:
         self.policy_version = policy_version
 
     def _revive(self) -> None:
+        """Start the run's own servers again where they do not answer; nobody else's can be."""
         assert self._fleet is not None
         assert self._http is not None
-        if self._own is not None:
-            for place in self._own.restart_dead({i for i, server in enumerate(self._fleet.servers) if server.down}):
-                log.warning(
-                    "server %s has been started again and is given the policy's weights", self._fleet.servers[place].url
-                )
-                self._fleet.count("restarts")
-        for server in self._fleet.servers:
+        silent: dict[int, ServerDownError] = {}
+        for place, server in enumerate(self._fleet.servers):
             try:
+                if server.down:
+                    raise ServerDownError(f"{server.url} does not answer")
                 self._http.call(server.get("health"))
             except ServerDownError as error:
-                raise RolloutError(f"{error}: start it again, then go on with resume=") from error
+                silent[place] = error
+        if self._own is None:
+            # It may have been started again meanwhile.
+            for place in list(silent):
+                try:
+                    self._http.call(self._fleet.servers[place].get("health"))
+                except ServerDownError as error:
+                    raise RolloutError(f"{error}: start it again, then go on with resume=") from error
+            return
+        for place in self._own.restart_dead(silent):
+            log.warning(
+                "server %s has been started again and is given the policy's weights", self._fleet.servers[place].url
+            )
+            self._fleet.count("restarts")
 
     def generate(self, requests: Sequence[GenerationRequest], sampling: SamplingSpec) -> list[Generation]:
         """One response for each request."""

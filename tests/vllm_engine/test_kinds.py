@@ -1,0 +1,82 @@
+"""Real vLLM in each of its forms: twenty steps that learn, with engine and trainer in agreement after every sync."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rlvr_lightning.callbacks.table import Row, read_table
+from rlvr_lightning.rollout.engines.vllm.installed import vllm_installed
+from rlvr_lightning.rollout.recorded import read_recorded
+
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.slow,
+    pytest.mark.skipif(not vllm_installed(), reason="vllm is not installed: nox -s vllm installs it"),
+]
+TWENTY = (
+    "conf=grpo",
+    "trainer.accelerator=cpu",
+    "trainer.max_epochs=20",
+    "trainer.val_every_n_epochs=20",
+    "trainer.show_every_n_epochs=0",
+    "rollout.prompts_per_epoch=16",
+    "rollout.prompts_per_step=16",
+    "rollout.eval_samples=2",
+    "task.num_held_out=8",
+)
+TWO_RANKS = ("trainer.devices=2", "strategy=ddp")
+KINDS = {
+    "in process": ("engine=vllm",),
+    "an engine on each of two ranks": ("engine=vllm", *TWO_RANKS),
+    "one engine over two ranks": ("engine=vllm", "engine.tensor_parallel=2", *TWO_RANKS),
+    "a tensor-parallel server": ("engine=vllm_server", "engine.tensor_parallel=2"),
+    "two servers": ("engine=vllm_server", "engine.servers=2"),
+}
+Runs = dict[str, Path]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    folder = tmp_path_factory.mktemp("kinds")
+    found = {}
+    for number, (kind, overrides) in enumerate(KINDS.items()):
+        found[kind] = folder / str(number)
+        command = [sys.executable, "-m", "rlvr_lightning", "fit", *TWENTY, *overrides, f"output_dir={found[kind]}"]
+        subprocess.run(command, check=True, timeout=600)
+    return found
+
+
+def rows(folder: Path) -> list[Row]:
+    return [row for row in read_table(folder / "logs" / "metrics.csv") if "reward/mean" in row]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_learns_and_agrees_with_the_trainer(kind: str, runs: Runs) -> None:
+    table = rows(runs[kind])
+    rewards = [float(row["reward/mean"]) for row in table]
+    assert len(rewards) == 20
+    # Of 0.40 and 0.60, with 640 responses each.
+    assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 + 0.08
+    assert max(float(row["rollout/canary_gap_max"]) for row in table) < 1e-4
+    assert max(float(row["rollout/logprob_gap_max"]) for row in table) < 1e-4
+    assert {row.get("engine/refused", "0.0") for row in table} == {"0.0"}
+
+
+def test_all_of_them_draw_the_same_and_learn_the_same(runs: Runs) -> None:
+    first = rows(runs["in process"])
+    for kind in KINDS:
+        for mine, theirs in zip(rows(runs[kind]), first, strict=True):
+            for name in ("reward/mean", "policy/entropy", "rollout/response_tokens"):
+                assert float(mine[name]) == pytest.approx(float(theirs[name]), abs=1e-5), (kind, name)
+    drawn = {kind: responses(runs[kind]) for kind in KINDS}
+    assert all(held.keys() == drawn["in process"].keys() for held in drawn.values())
+    same = sum(drawn["two servers"][name] == tokens for name, tokens in drawn["in process"].items())
+    assert same == len(drawn["in process"]) == 20 * 16 * 8
+
+
+def responses(folder: Path) -> dict[tuple[int, int], list[int]]:
+    return {(row["prompt_index"], row["sample"]): row["token_ids"] for row in read_recorded(folder / "rollouts")}
