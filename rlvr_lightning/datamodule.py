@@ -176,9 +176,8 @@ class RolloutDataModule(L.LightningDataModule):
         assert self.trainer is not None
         self._there.synced.reserve(self._there.longest + self.sampling.max_new_tokens)
         fresh = self._there.synced.sync(self.rlvr_module, self.trainer.strategy.root_device, self.phase)
-        canary, keeper = self._there.synced.canary, self._there.keeper
-        if fresh and canary is not None and keeper is not None and self.trainer.state.fn == "fit":
-            keeper.keep_canary(self.rlvr_module.policy_version, canary.drawn)
+        if fresh and self._there.keeper is not None and self.trainer.state.fn == "fit":
+            self._there.keeper.keep_canary(self.rlvr_module.policy_version, self._there.canary.drawn)
 
     def choose_layout(self) -> None:
         """Ask the model whether responses can be packed. Every rank must call it."""
@@ -254,9 +253,8 @@ class RolloutDataModule(L.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[list[Prompt]]:
         """This rank's share of the held-out prompts, as one batch."""
-        rank, world = self.ranks
-        everyones = self._there.held_out
-        return DataLoader(cast(Any, [everyones[rank::world]] if everyones else []), batch_size=None)
+        (rank, world), prompts = self.ranks, self._there.held_out
+        return DataLoader(cast(Any, [prompts[rank::world]] if prompts else []), batch_size=None)
 
     test_dataloader = val_dataloader
     predict_dataloader = val_dataloader

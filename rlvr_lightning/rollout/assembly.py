@@ -56,6 +56,7 @@ class RolloutParts:
         longest: of all prompts [tokens].
         sampling: as responses are drawn.
         synced: the engine, kept at the policy's newest weights.
+        canary: compares the two.
         collector: draws and grades groups.
         pipeline: phase after phase.
         keeper: writes them; None where nothing is written.
@@ -66,6 +67,7 @@ class RolloutParts:
     longest: int
     sampling: SamplingSpec
     synced: SyncedEngine
+    canary: Canary
     collector: Collector
     pipeline: Pipeline
     keeper: Keeper | None
@@ -97,7 +99,8 @@ def assemble(data: AssembledSettings, sync: Callable[[], None]) -> RolloutParts:
     exact = exact_seeds(data, data.trainer.strategy.root_device)
     sampling = replace(data.sampling, stop_token_ids=source.stop_token_ids(), exact_seeds=exact)
     synced = SyncedEngine(data.engine, source)
-    synced.canary = Canary(prompts.in_order()[:PROMPTS], sampling, data.canary_tolerance, int(tokenizer.pad_token_id))
+    some = prompts.in_order()[:PROMPTS]
+    synced.canary = canary = Canary(some, sampling, data.canary_tolerance, int(tokenizer.pad_token_id))
     drawn_by = (source, synced, data.verifier, data.advantage, sampling, data.group_size, data.seed, data.phase)
     collector = Collector(*drawn_by, data.shaping, data.grading, data.trainer.num_devices)
     cut = StepCut(data.prompts_per_epoch, data.prompts_per_step, *data.ranks)
@@ -106,6 +109,7 @@ def assemble(data: AssembledSettings, sync: Callable[[], None]) -> RolloutParts:
         max(prompts.longest, 0 if apart is None else apart.longest),
         sampling,
         synced,
+        canary,
         collector,
         Pipeline(collector, synced, prompts, cut, data.max_lag, data.steps_per_epoch, sync),
         None if data.output_dir is None else Keeper(data.output_dir, data.seed, *data.ranks),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rlvr_lightning.tasks.files import read_rows
 from rlvr_lightning.tasks.hygiene import Screening
@@ -15,8 +16,7 @@ class JsonlTask:
     """Problems from a file.
 
     Args:
-        path: `.jsonl`, `.jsonl.gz` or `.parquet`, also a run's `rollouts/version_*.parquet`. Of rows with the same id,
-            question and answer the first counts.
+        path: `.jsonl`, `.jsonl.gz` or `.parquet`, also a run's `rollouts/version_*.parquet`.
         held_out_path: problems to validate on; None to take `held_out` rows of `path`.
         problem_field, answer_field, id_field: names of the fields.
         answer_pattern: a regular expression whose first group is the answer within its field.
@@ -64,9 +64,7 @@ class JsonlTask:
 
     @staticmethod
     def _read(path: str, form: RowFormat) -> list[Problem]:
-        problems = to_problems(read_rows(Path(path).expanduser()), form, path)
-        # A file of rollouts has a row for each response to a problem.
-        return list({(one.id, str(one.messages), one.answer): one for one in reversed(problems)}.values())[::-1]
+        return to_problems(_once(read_rows(Path(path).expanduser()), form), form, path)
 
     def train(self) -> Sequence[Problem]:
         """Problems to learn from."""
@@ -75,3 +73,13 @@ class JsonlTask:
     def held_out(self) -> Sequence[Problem]:
         """Problems to validate on, disjoint from `train` where they come from one file."""
         return self._held_out
+
+
+def _once(rows: Iterable[tuple[str, Mapping[str, Any]]], form: RowFormat) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Of a file of rollouts, which has a row for each response, the first to each problem; of other files every row."""
+    seen = set()
+    for where, row in rows:
+        problem = (row.get(form.id_field), row.get("prompt_index")) if "sample" in row else (where, None)
+        if problem not in seen:
+            seen.add(problem)
+            yield where, row

@@ -59,7 +59,7 @@ def test_a_run_keeps_every_group_it_drew(tmp_path: Path) -> None:
     drawn: dict[tuple[int, str], list[bool]] = {}
     for version in (0, 1):
         for record in recorded(run, version):
-            drawn.setdefault((version, record["problem_id"]), []).append(record["correct"])
+            drawn.setdefault((version, record["id"]), []).append(record["correct"])
     of_file = {(row["version"], row["id"]): row["correct"] for row in held}
     assert {key: of_file[key] for key in drawn} == drawn
     # Of the groups that were dropped for equal rewards nothing stands in the rollout files.
