@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+from rlvr_lightning.callbacks.profile import ProfileCallback
 from rlvr_lightning.callbacks.screen import ScreenCallback
 from rlvr_lightning.config.build import Run, build_run
 from rlvr_lightning.config.compose import SECTIONS, compose, config_dir
@@ -72,6 +73,7 @@ REACHES: dict[str, tuple[Any, Where, Any]] = {
     "trainer.precision": ("bf16-mixed", lambda run: run.module.sharding.precision, "bf16-mixed"),
     "trainer.save_every_n_steps": (19, lambda run: callback(run, Checkpoints).every_n_steps, 19),
     "trainer.save_every_n_minutes": (2.5, lambda run: callback(run, Checkpoints).every_n_minutes, 2.5),
+    "trainer.profile": (True, lambda run: callback(run, ProfileCallback).file.name, "trace.json.gz"),
     "strategy.cpu_offload": (True, lambda run: run.module.sharding.cpu_offload, True),
     "strategy.reshard_after_forward": (False, lambda run: run.module.sharding.reshard_after_forward, False),
     "strategy.shard_over": ("node", lambda run: run.module.sharding.shard_over, "node"),

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from rlvr_lightning.callbacks.buffers import DropBuffers
 from rlvr_lightning.callbacks.measure import MeasureAtTheEnd
 from rlvr_lightning.callbacks.outputs import CurvesCallback, ProvenanceCallback
+from rlvr_lightning.callbacks.profile import ProfileCallback
 from rlvr_lightning.callbacks.screen import ScreenCallback
 from rlvr_lightning.callbacks.table import Events, MetricsTable, TableCallback
 from rlvr_lightning.config.components import shard_settings
@@ -37,6 +38,7 @@ def default_callbacks(cfg: DictConfig, table: MetricsTable) -> list[Callback]:
         DropBuffers(folder),
         CurvesCallback(folder),
         Checkpoints(folder / "checkpoints", *every),
+        *([ProfileCallback(folder)] if settings.profile else []),
     ]
 
 

@@ -10,8 +10,8 @@ from rlvr_lightning.training.forecast.states import OPTIMIZER_BYTES, gradients, 
 PROCESS = {"cpu": 0.7 * GIB, "gpu": 4.0 * GIB}
 # Of a drawn token as Python holds it: an int and a float with a place for each.
 DRAWN_TOKEN = 36 + 32
-# Of a token in `rollouts/version_N.jsonl.gz`.
-RECORDED_TOKEN = 10
+# Of a token in `rollouts/*.parquet`, of a large vocabulary drawn evenly, which compresses worst.
+RECORDED_TOKEN = 7
 # Complete checkpoints at a time: the best, the last, and the one being written.
 CHECKPOINTS = 3
 

@@ -7,12 +7,13 @@ import resource
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
 from rlvr_lightning.errors import DataError
 from rlvr_lightning.protocols import Regularizer
+from rlvr_lightning.rollout.canary import PROMPTS, TOKENS
 from rlvr_lightning.rollout.engines.transformers_engine import TransformersEngine
 from rlvr_lightning.tasks.arithmetic import Arithmetic
 from rlvr_lightning.types import Generation, GenerationRequest, Problem, SamplingSpec, TokenStats, TokenTerm
@@ -36,7 +37,12 @@ class FaultyEngine(TransformersEngine):
         if self.mine and fault == "build":
             raise RuntimeError("the engine cannot be built")
 
-    def generate(self, requests: Sequence[GenerationRequest], sampling: SamplingSpec) -> list[Generation]:
+    def stream(self, requests: Sequence[GenerationRequest], sampling: SamplingSpec) -> Iterator[tuple[int, Generation]]:
+        if (
+            len(requests) == PROMPTS and sampling.max_new_tokens == TOKENS
+        ):  # what compares engine and trainer after a sync
+            yield from super().stream(requests, sampling)
+            return
         due, self.drawn = self.mine and self.drawn == self.phase, self.drawn + 1
         if due and self.fault == "raise":
             raise RuntimeError("the engine is on fire")
@@ -50,7 +56,7 @@ class FaultyEngine(TransformersEngine):
             os.kill(os.getpid(), signal.SIGINT)
         if due and self.fault == "hang":
             threading.Event().wait()
-        return super().generate(requests, sampling)
+        yield from super().stream(requests, sampling)
 
 
 class FaultyTask(Arithmetic):
