@@ -29,7 +29,7 @@ TWENTY = (
     "task.num_held_out=8",
 )
 TWO_RANKS = ("trainer.devices=2", "strategy=ddp")
-KINDS = {
+FORMS = {
     "in process": ("engine=vllm",),
     "an engine on each of two ranks": ("engine=vllm", *TWO_RANKS),
     "one engine over two ranks": ("engine=vllm", "engine.tensor_parallel=2", *TWO_RANKS),
@@ -43,7 +43,7 @@ Runs = dict[str, Path]
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     folder = tmp_path_factory.mktemp("kinds")
     found = {}
-    for number, (kind, overrides) in enumerate(KINDS.items()):
+    for number, (kind, overrides) in enumerate(FORMS.items()):
         found[kind] = folder / str(number)
         command = [sys.executable, "-m", "rlvr_lightning", "fit", *TWENTY, *overrides, f"output_dir={found[kind]}"]
         subprocess.run(command, check=True, timeout=600)
@@ -54,7 +54,7 @@ def rows(folder: Path) -> list[Row]:
     return [row for row in read_table(folder / "logs" / "metrics.csv") if "reward/mean" in row]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FORMS)
 def test_it_learns_and_agrees_with_the_trainer(kind: str, runs: Runs) -> None:
     table = rows(runs[kind])
     rewards = [float(row["reward/mean"]) for row in table]
@@ -68,11 +68,11 @@ def test_it_learns_and_agrees_with_the_trainer(kind: str, runs: Runs) -> None:
 
 def test_all_of_them_draw_the_same_and_learn_the_same(runs: Runs) -> None:
     first = rows(runs["in process"])
-    for kind in KINDS:
+    for kind in FORMS:
         for mine, theirs in zip(rows(runs[kind]), first, strict=True):
             for name in ("reward/mean", "policy/entropy", "rollout/response_tokens"):
                 assert float(mine[name]) == pytest.approx(float(theirs[name]), abs=1e-5), (kind, name)
-    drawn = {kind: responses(runs[kind]) for kind in KINDS}
+    drawn = {kind: responses(runs[kind]) for kind in FORMS}
     assert all(held.keys() == drawn["in process"].keys() for held in drawn.values())
     same = sum(drawn["two servers"][name] == tokens for name, tokens in drawn["in process"].items())
     assert same == len(drawn["in process"]) == 20 * 16 * 8
