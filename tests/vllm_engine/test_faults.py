@@ -214,6 +214,7 @@ def test_a_server_that_has_forgotten_its_weights_is_noticed_by_its_first_answer(
     engine.close()
 
 
+@pytest.mark.slow
 def test_weights_of_another_run_are_not_taken_for_ones_own(stub: Stub) -> None:
     engine, rival = started(stub), started(stub)
     with pytest.raises(EngineLostError):
@@ -264,6 +265,7 @@ def over(*stubs: Stub, **settings: str) -> tuple[str, ...]:
     return ("engine=vllm_server", *ON_POLICY, *given)
 
 
+@pytest.mark.slow
 def test_a_run_over_servers_is_bit_for_bit_a_run_in_process(stub: Stub, other: Stub, tmp_path: Path) -> None:
     mine = [item for item in SMALL if not item.startswith("engine=")]
     build_run(compose([*mine, *over(stub, other), f"output_dir={tmp_path / 'servers'}"])).fit()
@@ -307,6 +309,7 @@ def test_a_weight_that_does_not_arrive_stops_the_run_before_a_step_is_taken(stub
     assert newest(tmp_path / "checkpoints").name == "step_00000001"
 
 
+@pytest.mark.slow
 def test_a_server_restarted_by_hand_in_the_middle_of_a_run(stub: Stub, tmp_path: Path) -> None:
     mine = [item for item in SMALL if not item.startswith("engine=")]
     run = build_run(compose([*mine, *over(stub), f"output_dir={tmp_path}"]))
