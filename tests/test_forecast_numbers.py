@@ -120,7 +120,7 @@ BY_HAND: list[tuple[Callable[[Setup], float], dict[str, Any], float]] = [
     (host.copy_beside_sampling, CPU | {"saves_within": True}, 0),
     (host.checkpoint_size, LORA | {"optimizer": "adamw_8bit"}, 6.03125 * 18_336),
     (host.checkpoints_on_disk, {}, 36 * PARAMETERS),
-    (host.rollouts_on_disk, {}, 10 * TOKENS * 10),
+    (host.rollouts_on_disk, {}, 10 * TOKENS * 7),
     (forward_flops, {}, 2 * (3 * 82_176 + 28_800) + 4 * 96 * 32 * 3),
 ]
 
