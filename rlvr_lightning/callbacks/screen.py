@@ -92,9 +92,8 @@ class ScreenCallback(Callback):
         if not trainer.is_global_zero:
             return
         done, now = trainer.current_epoch + 1, time.perf_counter()
-        for name, value in cast("RLVRModule", pl_module).epoch_metrics.items():
-            if name.startswith(TIME):
-                self._seconds[name.removeprefix(TIME)] = self._seconds.get(name.removeprefix(TIME), 0.0) + value
+        for name, value in _times(cast("RLVRModule", pl_module)).items():
+            self._seconds[name] = self._seconds.get(name, 0.0) + value
         self._line = _numbers(cast("RLVRModule", pl_module), now - self._epoch_started)
         self._epoch_started = now
         if self._progress is not None:
@@ -145,7 +144,7 @@ def _accuracies(values: dict[str, float], module: Any) -> str:
 
 
 def _numbers(module: RLVRModule, seconds: float) -> str:
-    """The live line: reward, accuracy, entropy and clip fraction per part, speed."""
+    """The live line: reward, accuracy, entropy and clip fraction per part, speed, time."""
     metrics = module.epoch_metrics
     parts = module.objective.partitioner.parts
     shown = [f"reward {metrics.get('reward/mean', 0.0):.3f}", f"acc {metrics.get('rollout/accuracy', 0.0):.3f}"]
@@ -156,7 +155,14 @@ def _numbers(module: RLVRModule, seconds: float) -> str:
             shown.append(f"{label} {' '.join(written)}")
     tokens = metrics.get("rollout/responses", 0.0) * metrics.get("rollout/response_tokens", 0.0)
     shown.append(f"{tokens / max(seconds, 1e-9):,.0f} tok/s")
+    # Where the time went; waiting is the idle time.
+    shown.append(told(_times(module), least=0.05))
     return "  ".join(shown)
+
+
+def _times(module: RLVRModule) -> dict[str, float]:
+    """Seconds of the epoch's phases."""
+    return {name.removeprefix(TIME): value for name, value in module.epoch_metrics.items() if name.startswith(TIME)}
 
 
 def _sample_panel(rollout: Rollout, epoch: int) -> Panel:

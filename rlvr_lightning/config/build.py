@@ -96,6 +96,8 @@ def quiet() -> None:
         warnings.filterwarnings("ignore", message=message)
     for chatty in ("lightning.pytorch", "lightning.fabric", "matplotlib", "torch", "httpx", "vllm"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    # It warns of a 4-bit kernel that is nowhere used here; its 8-bit optimizers need none.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def build_data(cfg: DictConfig, source: ModelSource, engine: Any) -> RolloutDataModule:

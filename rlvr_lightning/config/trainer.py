@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from rlvr_lightning.callbacks.buffers import DropBuffers
+from rlvr_lightning.callbacks.drift import DriftWarning
 from rlvr_lightning.callbacks.measure import MeasureAtTheEnd
 from rlvr_lightning.callbacks.outputs import CurvesCallback, ProvenanceCallback
 from rlvr_lightning.callbacks.profile import ProfileCallback
@@ -35,6 +36,7 @@ def default_callbacks(cfg: DictConfig, table: MetricsTable) -> list[Callback]:
         ScreenCallback(settings.show_every_n_epochs),
         ProvenanceCallback(folder, OmegaConf.to_yaml(cfg, resolve=True)),
         TableCallback(table),
+        DriftWarning(),
         DropBuffers(folder),
         CurvesCallback(folder),
         Checkpoints(folder / "checkpoints", *every),

@@ -35,11 +35,11 @@ class Timeline:
         return seconds
 
 
-def told(seconds: Mapping[str, float]) -> str:
-    """Shares of the time, those that are none left out: `sampling 41%, updating 38%, ...`."""
+def told(seconds: Mapping[str, float], least: float = 0.005) -> str:
+    """Shares of the time, the largest first: `sampling 41%, updating 38%, ...`; those below `least` are left out."""
     total = sum(seconds.values())
     shares = [(name, value / total) for name, value in seconds.items()] if total else []
-    return ", ".join(f"{name} {share:.0%}" for name, share in sorted(shares, key=lambda one: -one[1]) if share >= 0.005)
+    return ", ".join(f"{name} {share:.0%}" for name, share in sorted(shares, key=lambda one: -one[1]) if share >= least)
 
 
 def timed(timeline: Timeline, report: Mapping[str, float], passes: int) -> dict[str, float]:
