@@ -14,7 +14,8 @@ from rlvr_lightning.config.compose import compose
 from rlvr_lightning.errors import ConfigError
 from rlvr_lightning.models.policy import Policy
 from rlvr_lightning.models.source import ModelSource
-from rlvr_lightning.objective.token_stats import Entropy, EntropyFlow, token_stats
+from rlvr_lightning.objective.statistics import Entropy, EntropyFlow
+from rlvr_lightning.objective.token_stats import token_stats
 from rlvr_lightning.rollout.engines.transformers_engine import TransformersEngine
 from rlvr_lightning.training.precision import compute_dtype
 

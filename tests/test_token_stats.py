@@ -8,7 +8,8 @@ import torch
 
 from rlvr_lightning.methods.regularizers.noise_filter import Filter
 from rlvr_lightning.methods.regularizers.proxy import ProxyKL, ProxyLogprob
-from rlvr_lightning.objective.token_stats import Entropy, merge_statistics, token_stats
+from rlvr_lightning.objective.statistics import Entropy, merge_statistics
+from rlvr_lightning.objective.token_stats import token_stats
 
 MASK = torch.tensor([[True, True, False], [True, False, False]])
 IDS = torch.tensor([[2, 0, 1], [3, 1, 1]])

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rlvr_lightning.objective.composition import check_composition
 from rlvr_lightning.objective.responses import count_responses, response_lengths
-from rlvr_lightning.objective.token_stats import Entropy, EntropyFlow, merge_statistics
+from rlvr_lightning.objective.statistics import Entropy, EntropyFlow, merge_statistics
 from rlvr_lightning.protocols import (
     Aggregator,
     Component,

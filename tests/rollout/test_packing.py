@@ -13,7 +13,7 @@ from training import fit, weights
 from rlvr_lightning.config.components import model_source
 from rlvr_lightning.config.compose import compose
 from rlvr_lightning.models.policy import Policy, positions
-from rlvr_lightning.objective.token_stats import Entropy
+from rlvr_lightning.objective.statistics import Entropy
 from rlvr_lightning.rollout.batching import collate, scored_rows
 from rlvr_lightning.types import Row
 

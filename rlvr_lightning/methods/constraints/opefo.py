@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rlvr_lightning.errors import ConfigError
 from rlvr_lightning.methods.constraints.kl import ratio
-from rlvr_lightning.objective.token_stats import EntropyFlow
+from rlvr_lightning.objective.statistics import EntropyFlow
 from rlvr_lightning.protocols import ConstraintPolicy, StepContext, VocabStatistic
 from rlvr_lightning.types import TokenStats, TokenTerm, When
 

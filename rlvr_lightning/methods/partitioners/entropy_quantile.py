@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rlvr_lightning.errors import ConfigError
 from rlvr_lightning.objective.responses import response_quantile
-from rlvr_lightning.objective.token_stats import Entropy
+from rlvr_lightning.objective.statistics import Entropy
 from rlvr_lightning.protocols import StepContext, TokenPartitioner, VocabStatistic
 from rlvr_lightning.types import TokenStats, When
 

@@ -7,7 +7,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from rlvr_lightning.errors import ConfigError
-from rlvr_lightning.objective.token_stats import Entropy
+from rlvr_lightning.objective.statistics import Entropy
 from rlvr_lightning.protocols import StepContext, TokenPartitioner, VocabStatistic
 from rlvr_lightning.types import TokenStats, When
 

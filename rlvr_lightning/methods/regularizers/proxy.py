@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float
 from torch import Tensor
 
 from rlvr_lightning.methods.regularizers.noise_filter import Filter
+from rlvr_lightning.objective.tile import FLOOR, ClosedStatistic, LogitGradient, Tile
 from rlvr_lightning.types import Pass
-
-Old = Mapping[str, Shaped[Tensor, "N ..."]]
 
 
 @dataclass(frozen=True)
-class ProxyLogprob:
+class ProxyLogprob(ClosedStatistic):
     """log pi_proxy of the sampled token [nats]; -inf where it was dropped as noise."""
 
     filter: Filter
@@ -29,14 +27,14 @@ class ProxyLogprob:
         """One for each filter."""
         return f"proxy_logprobs({self.filter})"
 
-    def __call__(self, logprobs: Float[Tensor, "N V"], token_ids: Int[Tensor, " N"], old: Old) -> Float[Tensor, " N"]:
+    def value(self, tile: Tile) -> Float[Tensor, " N"]:
         """Filter, read off the sampled token, renormalise."""
-        kept, mass = self.filter.keep(logprobs)
-        return (kept.gather(-1, token_ids.unsqueeze(-1)) - mass).squeeze(-1)
+        kept, mass = self.filter.keep(tile.logprobs)
+        return (kept.gather(-1, tile.token_ids.unsqueeze(-1)) - mass).squeeze(-1)
 
 
 @dataclass(frozen=True)
-class ProxySupport:
+class ProxySupport(ClosedStatistic):
     """The most probable kept tokens of pi_old's proxy, so that an off-policy update can be pulled towards it.
 
     Args:
@@ -54,17 +52,15 @@ class ProxySupport:
         """One for each filter and size."""
         return f"proxy_support({self.filter},{self.size})"
 
-    def __call__(
-        self, logprobs: Float[Tensor, "N V"], token_ids: Int[Tensor, " N"], old: Old
-    ) -> Float[Tensor, "N 2 K"]:
+    def value(self, tile: Tile) -> Float[Tensor, "N 2 K"]:
         """Ids of the K = min(size, V) largest, as floats (exact below 2^24), and their log pi_proxy [nats] or -inf."""
-        kept, mass = self.filter.keep(logprobs)
-        values, ids = kept.topk(min(self.size, logprobs.shape[-1]), dim=-1)
+        kept, mass = self.filter.keep(tile.logprobs)
+        values, ids = kept.topk(min(self.size, kept.shape[-1]), dim=-1)
         return torch.stack([ids.to(values.dtype), values - mass], dim=1)
 
 
 @dataclass(frozen=True)
-class ProxyKL:
+class ProxyKL(ClosedStatistic):
     """KL(pi_proxy || pi) over the whole vocabulary [nats], the proxy without gradient; 0 where nothing is kept.
 
     The proxy is pi_old's where its support was remembered, and otherwise (on-policy, where pi_old = pi) made here.
@@ -85,18 +81,37 @@ class ProxyKL:
         """What it reads of the old policy."""
         return ProxySupport(self.filter, self.size)
 
-    def __call__(self, logprobs: Float[Tensor, "N V"], token_ids: Int[Tensor, " N"], old: Old) -> Float[Tensor, " N"]:
+    def value(self, tile: Tile) -> Float[Tensor, " N"]:
         """sum_v pi_proxy(v) (log pi_proxy(v) - log pi(v))."""
-        remembered = old.get(self.support.name)
+        logprobs, remembered = tile.logprobs, self._remembered(tile)
         if remembered is None:
             log_proxy = self.filter.log_proxy(logprobs.detach())
         else:
-            ids, log_proxy = remembered.unbind(1)
-            logprobs = logprobs.gather(-1, ids.long())
-            # A support cut to its most probable tokens is renormalised.
-            log_proxy = log_proxy - log_proxy.exp().sum(-1, keepdim=True).log().clamp(min=-1e4)
+            ids, log_proxy = remembered
+            logprobs = logprobs.gather(-1, ids)
         proxy = log_proxy.exp()
         # A dropped token has weight 0, and 0 times a finite number is 0.
-        entropy: Tensor = -torch.linalg.vecdot(proxy, log_proxy.clamp(min=-1e4))
-        cross: Tensor = -torch.linalg.vecdot(proxy, logprobs.clamp(min=-1e4))
+        entropy: Tensor = -torch.linalg.vecdot(proxy, log_proxy.clamp(min=FLOOR))
+        cross: Tensor = -torch.linalg.vecdot(proxy, logprobs.clamp(min=FLOOR))
         return cross - entropy
+
+    def gradient(self, tile: Tile, grad: Float[Tensor, " N"], into: LogitGradient) -> None:
+        """d / dlogit_v = p_v - pi_proxy(v), of tokens that pull at all: few do."""
+        rows = grad.nonzero().squeeze(-1)
+        remembered = self._remembered(tile)
+        if remembered is None:
+            proxy = self.filter.log_proxy(tile.logprobs[rows]).exp()
+            into.add_rows(rows, -grad[rows].unsqueeze(-1) * proxy)
+            into.add_probs(torch.zeros_like(grad).index_add(0, rows, grad[rows] * proxy.sum(-1)))
+        else:
+            ids, log_proxy = remembered
+            into.add_at(ids, -grad.unsqueeze(-1) * log_proxy.exp())
+            into.add_probs(grad * log_proxy.exp().sum(-1))
+
+    def _remembered(self, tile: Tile) -> tuple[Tensor, Tensor] | None:
+        """Ids of the old proxy's support and their log-probabilities; one cut to its most probable tokens is renormalised."""
+        held = tile.old.get(self.support.name)
+        if held is None:
+            return None
+        ids, log_proxy = held.unbind(1)
+        return ids.long(), log_proxy - log_proxy.exp().sum(-1, keepdim=True).log().clamp(min=FLOOR)
