@@ -168,9 +168,12 @@ def compute(meta: Meta, tensors: Tensors) -> Computed:
     mask, ids = tensors["response_mask"].bool(), tensors["response_ids"]
     temperature = meta.get("temperature", 1.0)
     logits = tensors["logits"].clone().requires_grad_()
+    # An output layer whose hidden states are the logits.
+    head = torch.nn.Linear(logits.shape[-1], logits.shape[-1], bias=False, dtype=logits.dtype)
+    torch.nn.init.eye_(head.weight).requires_grad_(False)
 
     def stats_of(values: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        return token_stats(values, ids, mask, lambda x: x, temperature, objective.requires, chunk_elements=500)
+        return token_stats(values, ids, mask, head, temperature, objective.requires, chunk_elements=500)
 
     logprobs, statistics = stats_of(logits)
     with torch.no_grad():

@@ -66,6 +66,7 @@ def two_parts(partitioner: Any, constraint: ConstraintPolicy, **regularizers: An
     return lambda aggregator: Objective(partitioner, constraint, regularizers, aggregator)
 
 
+Head = Callable[[Tensor], Tensor]
 OBJECTIVES: dict[str, Build] = {
     "archer": archer(),
     "archer, reference": archer("reference"),
@@ -170,12 +171,21 @@ def rows_of(case: Case, rows: slice) -> Case:
     return Case(**{name: None if value is None else value[rows] for name, value in values.items()})
 
 
-def stats_of(objective: Objective, case: Case) -> TokenStats:
+def identity(vocabulary: int) -> torch.nn.Linear:
+    """An output layer whose hidden states are the logits."""
+    head = torch.nn.Linear(vocabulary, vocabulary, bias=False, dtype=torch.float64)
+    torch.nn.init.eye_(head.weight)
+    return head.requires_grad_(False)
+
+
+def stats_of(objective: Objective, case: Case, head: Head | None = None, chunk_elements: int = 2**25) -> TokenStats:
     """Statistics of both policies and the reference, the old ones as an off-policy update remembers them."""
+
+    output_layer = head or identity(case.logits.shape[-1])
 
     def scored(logits: Tensor, which: Pass, old: Any = None) -> tuple[Tensor, dict[str, Tensor]]:
         wanted = [statistic for statistic in objective.requires if which in statistic.passes]
-        return token_stats(logits, case.ids, case.mask, lambda x: x, 1.0, wanted, old)
+        return token_stats(logits, case.ids, case.mask, output_layer, 1.0, wanted, old, chunk_elements)
 
     with torch.no_grad():
         old_logprobs, old_statistics = scored(case.old_logits, "rollout")

@@ -144,7 +144,7 @@ class _Fused(torch.autograd.Function):
         return tuple(columns)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         hidden, weight, bias = ctx.saved_tensors
         job: HeadPass = ctx.job
