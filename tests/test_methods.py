@@ -30,6 +30,7 @@ from rlvr_lightning.methods.regularizers.entropy_bonus import EntropyBonus
 from rlvr_lightning.methods.regularizers.lp_reg import LpReg
 from rlvr_lightning.objective.objective import Objective
 from rlvr_lightning.objective.step import Step
+from rlvr_lightning.objective.tile import Tile
 from rlvr_lightning.protocols import ConstraintPolicy
 
 MEAN = AGGREGATORS["token_mean"]
@@ -310,7 +311,11 @@ def test_reference_filter_judges_before_the_temperature(temperature: float) -> N
     logits = torch.randn(40, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 2
     scaled = (logits / temperature).log_softmax(-1)
     for kind, threshold in (("relative", 0.1), ("absolute", 0.05)):
-        found = LpReg(0.1, threshold, kind, variant="reference", temperature=temperature).filter.log_proxy(scaled)
+        noise_filter = LpReg(0.1, threshold, kind, variant="reference", temperature=temperature).filter
+        kept, mass = noise_filter.keep(scaled)
+        found = kept - mass
+        tile = Tile(scaled, torch.zeros(40, dtype=torch.long), {})
+        torch.testing.assert_close(noise_filter.log_mass(tile)[0], mass.squeeze(-1))
         before = logits.softmax(-1)
         tau = threshold * (before.max(-1, keepdim=True).values if kind == "relative" else 1)
         keep = before >= tau

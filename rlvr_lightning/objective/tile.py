@@ -6,9 +6,9 @@ added up to a single pass over the vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -17,6 +17,7 @@ from torch import Tensor
 from rlvr_lightning.protocols import VocabStatistic
 
 Old = Mapping[str, Shaped[Tensor, "N ..."]]
+Made = TypeVar("Made")
 
 # Stands in for log 0, which its probability of 0 would turn into nan.
 FLOOR = -1e4
@@ -33,6 +34,14 @@ class Tile:
 
     def __init__(self, logprobs: Float[Tensor, "N V"], token_ids: Int[Tensor, " N"], old: Old) -> None:
         self.logprobs, self.token_ids, self.old = logprobs, token_ids, old
+        self._made: dict[str, Any] = {}
+
+    def once(self, name: str, make: Callable[[], Made]) -> Made:
+        """What several statistics of a kind read, made by the first of them."""
+        if name not in self._made:
+            self._made[name] = make()
+        made: Made = self._made[name]
+        return made
 
     @cached_property
     def probs(self) -> Float[Tensor, "N V"]:

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
+
+from rlvr_lightning.objective.tile import FLOOR, Tile
 
 Threshold = Literal["relative", "absolute"]
 
@@ -29,23 +31,37 @@ class Filter:
     inclusive: bool = False
     temperature: float = 1.0
 
+    def tau(self, logprobs: Float[Tensor, "N V"]) -> Float[Tensor, "N 1"]:
+        """The logarithm of tau in the distribution of sampling [nats]: log p_v / T is judged by a constant that is a token's own."""
+        least = math.log(self.threshold)
+        if self.kind == "relative":
+            return logprobs.amax(-1, keepdim=True) + least / self.temperature
+        if self.temperature == 1:
+            return logprobs.new_full((len(logprobs), 1), least)
+        return ((logprobs * self.temperature).logsumexp(-1, keepdim=True) + least) / self.temperature
+
+    def kept(self, logprobs: Float[Tensor, "N K"], tau: Float[Tensor, "N 1"]) -> Bool[Tensor, "N K"]:
+        """Which tokens of the vocabulary are no noise."""
+        return logprobs >= tau if self.inclusive else logprobs > tau
+
     def keep(self, logprobs: Float[Tensor, "N V"]) -> tuple[Float[Tensor, "N V"], Float[Tensor, "N 1"]]:
         """Log-probabilities with -inf for what is dropped, and the logarithm of their sum [nats].
 
         log pi_proxy is the difference. Where no probability reaches a fixed tau, everything is dropped and the second
         is finite all the same.
         """
-        judged = logprobs if self.temperature == 1 else (logprobs * self.temperature).log_softmax(-1)
-        tau = judged.new_full((), math.log(self.threshold))
-        if self.kind == "relative":
-            tau = tau + judged.amax(-1, keepdim=True)
-        kept = logprobs.masked_fill(judged < tau if self.inclusive else judged <= tau, -torch.inf)
-        return kept, kept.exp().sum(-1, keepdim=True).log().clamp(min=-1e4)
+        kept = logprobs.masked_fill(~self.kept(logprobs, self.tau(logprobs)), -torch.inf)
+        return kept, kept.exp().sum(-1, keepdim=True).log().clamp(min=FLOOR)
 
-    def log_proxy(self, logprobs: Float[Tensor, "N V"]) -> Float[Tensor, "N V"]:
-        """log pi_proxy [nats]; -inf for what is dropped."""
-        kept, mass = self.keep(logprobs)
-        return kept - mass
+    def log_mass(self, tile: Tile) -> tuple[Float[Tensor, " N"], Float[Tensor, "N 1"]]:
+        """The logarithm of what is kept of each token's distribution, and of tau [nats]; made once for a tile."""
+
+        def made() -> tuple[Tensor, Tensor]:
+            tau = self.tau(tile.logprobs)
+            mass = torch.where(self.kept(tile.logprobs, tau), tile.probs, 0.0).sum(-1)
+            return mass.log().clamp(min=FLOOR), tau
+
+        return tile.once(f"log_mass({self})", made)
 
     def __str__(self) -> str:
         return f"{self.kind},{self.threshold},{self.inclusive},{self.temperature}"

@@ -29,8 +29,9 @@ class ProxyLogprob(ClosedStatistic):
 
     def value(self, tile: Tile) -> Float[Tensor, " N"]:
         """Filter, read off the sampled token, renormalise."""
-        kept, mass = self.filter.keep(tile.logprobs)
-        return (kept.gather(-1, tile.token_ids.unsqueeze(-1)) - mass).squeeze(-1)
+        mass, tau = self.filter.log_mass(tile)
+        kept = self.filter.kept(tile.sampled.unsqueeze(-1), tau).squeeze(-1)
+        return torch.where(kept, tile.sampled - mass, -torch.inf)
 
 
 @dataclass(frozen=True)
@@ -82,14 +83,13 @@ class ProxyKL(ClosedStatistic):
         return ProxySupport(self.filter, self.size)
 
     def value(self, tile: Tile) -> Float[Tensor, " N"]:
-        """sum_v pi_proxy(v) (log pi_proxy(v) - log pi(v))."""
-        logprobs, remembered = tile.logprobs, self._remembered(tile)
+        """sum_v pi_proxy(v) (log pi_proxy(v) - log pi(v)), which of a policy's own proxy is the constant -log sum_kept pi."""
+        remembered = self._remembered(tile)
         if remembered is None:
-            log_proxy = self.filter.log_proxy(logprobs.detach())
-        else:
-            ids, log_proxy = remembered
-            logprobs = logprobs.gather(-1, ids)
-        proxy = log_proxy.exp()
+            mass, _ = self.filter.log_mass(tile)
+            return torch.where(mass > FLOOR, -mass, 0.0)
+        ids, log_proxy = remembered
+        logprobs, proxy = tile.logprobs.gather(-1, ids), log_proxy.exp()
         # A dropped token has weight 0, and 0 times a finite number is 0.
         entropy: Tensor = -torch.linalg.vecdot(proxy, log_proxy.clamp(min=FLOOR))
         cross: Tensor = -torch.linalg.vecdot(proxy, logprobs.clamp(min=FLOOR))
@@ -100,7 +100,8 @@ class ProxyKL(ClosedStatistic):
         rows = grad.nonzero().squeeze(-1)
         remembered = self._remembered(tile)
         if remembered is None:
-            proxy = self.filter.log_proxy(tile.logprobs[rows]).exp()
+            kept, mass = self.filter.keep(tile.logprobs[rows])
+            proxy = (kept - mass).exp()
             into.add_rows(rows, -grad[rows].unsqueeze(-1) * proxy)
             into.add_probs(torch.zeros_like(grad).index_add(0, rows, grad[rows] * proxy.sum(-1)))
         else:
