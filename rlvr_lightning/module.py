@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from rlvr_lightning.errors import CheckpointError
+from rlvr_lightning.errors import CheckpointError, ConfigError
 from rlvr_lightning.evaluation.diagnostics import Diagnostics
 from rlvr_lightning.evaluation.held_out import EvaluatedModule
 from rlvr_lightning.methods.aggregators import SequenceMeanTokenMean
@@ -25,6 +25,7 @@ from rlvr_lightning.models.policy import Policy
 from rlvr_lightning.models.source import ModelSource
 from rlvr_lightning.objective.objective import Objective
 from rlvr_lightning.objective.scoring import Scorer
+from rlvr_lightning.objective.statistics import EntropyFlow
 from rlvr_lightning.objective.step import Step
 from rlvr_lightning.protocols import Aggregator, ConstraintPolicy, Correction, Regularizer, TokenPartitioner
 from rlvr_lightning.rollout.gathering import from_all_ranks
@@ -33,6 +34,8 @@ from rlvr_lightning.training.optim import OptimSettings, enforce, gradient_norm,
 from rlvr_lightning.training.precision import compute_dtype
 from rlvr_lightning.training.sharding import ShardSettings, make_mesh, meet, shard
 from rlvr_lightning.types import StepBatch, TokenBatch
+
+DIAGNOSTICS_EVERY = 4
 
 
 class RLVRModule(EvaluatedModule):
@@ -50,6 +53,8 @@ class RLVRModule(EvaluatedModule):
         temperature: divides the logits; must be the sampling temperature.
         eval_samples: k of avg@k and pass@k: responses to each held-out problem.
         controller: moves one number of one component once an optimizer step; none by default.
+        diagnostics_every_n_steps: entropy flow, quadrants and the histogram of probabilities, which cost a little, are of
+            every n-th optimizer step.
 
     Raises:
         ConfigError: a setting is out of range or components do not fit together.
@@ -68,8 +73,12 @@ class RLVRModule(EvaluatedModule):
         eval_samples: int = 8,
         controller: Controller | None = None,
         sharding: ShardSettings | None = None,
+        diagnostics_every_n_steps: int = DIAGNOSTICS_EVERY,
     ) -> None:
         super().__init__(eval_samples)
+        if diagnostics_every_n_steps < 1:
+            raise ConfigError(f"trainer.diagnostics_every_n_steps must be at least 1; got {diagnostics_every_n_steps}")
+        self.diagnostics_every = diagnostics_every_n_steps
         self.automatic_optimization = False
         self.source, self.temperature = source, temperature
         self.optim, self.sharding = optim or OptimSettings(), sharding or ShardSettings()
@@ -134,16 +143,18 @@ class RLVRModule(EvaluatedModule):
         optimizer = cast(Any, self.optimizers())
         optimizer.zero_grad()
         last = len(batch.micros) - 1
+        tables = self.policy_version % self.diagnostics_every == 0
+        logged = (EntropyFlow(),) if tables else ()
         plans = self.scorer.plan_ahead(batch, Step()) if last else []
         total = torch.zeros((), device=self.device)
         for index, micro in enumerate(batch.micros):
             with self._gradients_stay_local(index < last):
-                stats = self.scorer.stats(micro)
+                stats = self.scorer.stats(micro, logged)
                 plan = plans[index] if plans else self.objective.plan(stats, Step())
                 output = self.objective(stats, plan)
                 # Ranks average their gradients; the loss is a sum over ranks.
                 self.manual_backward(output.loss * self.trainer.world_size)
-            self.diagnostics.observe(stats, output, plan)
+            self.diagnostics.observe(stats, output, plan, tables=tables)
             if self.driver is not None:
                 self.driver.observe(stats, plan)
             total += output.loss.detach().to(total.dtype)

@@ -29,6 +29,7 @@ from rlvr_lightning.methods.regularizers.kl_cov import KLCov
 from rlvr_lightning.methods.regularizers.lp_reg import LpReg
 from rlvr_lightning.objective.joining import cut, join
 from rlvr_lightning.objective.objective import LossOutput, Objective
+from rlvr_lightning.objective.statistics import Entropy, EntropyFlow
 from rlvr_lightning.objective.step import Step
 from rlvr_lightning.objective.token_stats import token_stats
 from rlvr_lightning.types import StepPlan, TokenStats
@@ -66,7 +67,7 @@ def make_stats(built: Objective, seed: int = 0) -> TokenStats:
     advantages = torch.tensor([1.3, -0.7, 0.0, 0.4, -1.1, -0.2, 2.0, 0.9], dtype=torch.float64)
 
     def of(values: Tensor, when: str, before: Any = None) -> tuple[Tensor, dict[str, Tensor]]:
-        statistics = [statistic for statistic in built.requires if when in statistic.passes]
+        statistics = [statistic for statistic in (*built.requires, EntropyFlow()) if when in statistic.passes]
         return token_stats(values, ids, mask, lambda x: x, 1.0, statistics, before)
 
     old_logprobs, old_statistics = of(old, "rollout")
@@ -215,12 +216,35 @@ def test_the_flow_is_the_finite_difference_of_the_entropy(token: int, advantage:
     difference = (entropy(logits + step * direction) - entropy(logits - step * direction)) / (2 * step)
     built = Objective(SinglePart(), ClipKL(), {}, TokenMean())
     mask, ids = torch.ones(1, 1, dtype=torch.bool), torch.tensor([[token]])
-    logprobs, statistics = token_stats(logits.view(1, 1, 6), ids, mask, lambda x: x, 1.0, built.requires)
+    logprobs, statistics = token_stats(logits.view(1, 1, 6), ids, mask, lambda x: x, 1.0, [Entropy(), EntropyFlow()])
     advantages = torch.full((1, 1), advantage, dtype=torch.float64)
     stats = TokenStats(logprobs, logprobs, advantages, mask, statistics=statistics, old_statistics=statistics)
     flow = observed(built, stats, [1]).drain()["policy/entropy_flow"]
     assert flow == pytest.approx(difference, rel=1e-6)
     assert abs(flow) > 1e-3
+
+
+def test_tables_are_of_the_steps_they_are_asked_for() -> None:
+    built = Objective(EntropyQuantile(), ClipKL(), {}, TokenMean())
+    stats = make_stats(built)
+    plan = built.plan(stats, Step())
+    without = replace(stats, statistics={"entropy": stats.statistics["entropy"]})
+    quiet, mixed, full = Diagnostics(built), Diagnostics(built), observed(built, stats, [ROWS])
+    for diagnostics in (quiet, mixed):
+        diagnostics.observe(without, built(without, plan), plan, tables=False)
+    mixed.observe(stats, built(stats, plan), plan, tables=True)
+    tables = ("policy/quadrant", "policy/prob_hist", "policy/entropy_flow")
+    none, some, all_of_them = (
+        {name: value for name, value in one.drain().items() if name.startswith(tables)} for one in (quiet, mixed, full)
+    )
+    assert none == {}
+    assert len(some) == 4 + 4 + 10 + 1
+    assert some == all_of_them
+    # An epoch that is gone on with still knows of the tables it has.
+    mixed.observe(stats, built(stats, plan), plan, tables=True)
+    resumed = Diagnostics(built)
+    resumed.resume([mixed.sums()], 0, 1)
+    assert resumed.drain() == mixed.drain()
 
 
 def test_bins_end_at_their_edges_and_sort_as_text() -> None:
@@ -364,8 +388,10 @@ def test_a_real_run_logs_all_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     counted: list[tuple[int, int]] = []
     observe = Diagnostics.observe
 
-    def recording(self: Diagnostics, stats: TokenStats, output: LossOutput, plan: StepPlan) -> None:
-        observe(self, stats, output, plan)
+    def recording(
+        self: Diagnostics, stats: TokenStats, output: LossOutput, plan: StepPlan, *, tables: bool = True
+    ) -> None:
+        observe(self, stats, output, plan, tables=tables)
         (proxy,) = [value for name, value in stats.old_statistics.items() if name.startswith("proxy_logprobs")]
         probabilities = stats.old_logprobs.exp()
         threshold = torch.quantile(probabilities[stats.loss_mask], rho)
@@ -375,11 +401,13 @@ def test_a_real_run_logs_all_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(Diagnostics, "observe", recording)
     settings = ("conf=lp_reg", f"regularizer.lp_reg.quantile={rho}", "regularizer.lp_reg.threshold=0.1")
+    settings += ("trainer.max_epochs=3", "trainer.diagnostics_every_n_steps=2")
     build_run(compose([*SMALL, *settings, f"output_dir={tmp_path}"])).fit()
     with (tmp_path / "logs" / "metrics.csv").open() as lines:
         epochs = [row for row in csv.DictReader(lines) if row["policy/entropy"]]
-    assert len(epochs) == len(counted) == 2
-    for row, (sparks, noise) in zip(epochs, counted, strict=True):
+    assert len(epochs) == len(counted) == 3
+    assert not any(value for name, value in epochs.pop(1).items() if name.startswith(("policy/quad", "policy/prob")))
+    for row, (sparks, noise) in zip(epochs, counted[::2], strict=True):
         found = {name: float(value) for name, value in row.items() if name.startswith("policy/") and value}
         assert (found["policy/lp_reg/sparks"], found["policy/lp_reg/noise"]) == (sparks, noise)
         assert min(sparks, noise) > 0

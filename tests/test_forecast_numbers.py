@@ -52,17 +52,22 @@ BY_HAND: list[tuple[Callable[[Setup], float], dict[str, Any], float]] = [
     (activations.kept, CPU | LORA, TOKENS * (3 * 5904 + 384 + 768)),
     (activations.kept, HALF | {"recompute": 1}, TOKENS * (3 * 384 + 768 + 768)),
     (activations.kept, HALF | FSDP | {"recompute": 1}, TOKENS // 4 * (3 * 192 + 576 + 384)),
-    (activations.logits_work, {}, 3 * 4 * TOKENS * 300 + 115_200),
-    (activations.logits_work, {"statistics": 1}, 4 * 4 * TOKENS * 300),
-    (activations.logits_work, LORA, 3 * 4 * TOKENS * 300),
-    (activations.logits_work, {"rollout": LONG, "micro_batch_tokens": 10**9}, 3 * 4 * 111_848 * 300 + 115_200),
+    (activations.logits_work, {}, 4 * TOKENS * (300 + 96) + 115_200),
+    (activations.logits_work, HALF, TOKENS * (6 * 300 + 4 * 96) + 57_600 + 115_200),
+    (activations.logits_work, HALF | FSDP, TOKENS // 4 * (6 * 300 + 4 * 96) + 115_200),
+    (activations.logits_work, LORA, 4 * TOKENS * (300 + 96)),
+    (
+        activations.logits_work,
+        {"rollout": LONG, "micro_batch_tokens": 10**9},
+        4 * (111_848 * 300 + 524_288 * 96) + 115_200,
+    ),
     (activations.layer_work, {}, TOKENS * 4 * (600 + 192) + 76_800),
     (activations.layer_work, CPU | {"recompute": 2}, TOKENS * (6560 + 4 * 792) + 76_800),
     (activations.layer_work, LORA, TOKENS * 4 * 792),
     (activations.batch, {}, TOKENS * 29),
     (activations.batch, {"statistics": 2, "micro_batch_tokens": 1000}, 18 * 1000 * 37),
-    (activations.scoring_work, {}, TOKENS * 4 * (600 + 384) + 16 * TOKENS * 300),
-    (activations.scoring_work, {"rollout": LONG, "micro_batch_tokens": 10**9}, 524_288 * 3936 + 16 * 111_848 * 300),
+    (activations.scoring_work, {}, TOKENS * 4 * (600 + 384) + 4 * TOKENS * 300),
+    (activations.scoring_work, {"rollout": LONG, "micro_batch_tokens": 10**9}, 524_288 * 3936 + 4 * 111_848 * 300),
     (states.weights, {}, 4 * PARAMETERS),
     (states.weights, LORA, 4 * (PARAMETERS + 18_336)),
     (states.gradients, LORA, 4 * 18_336),
@@ -157,7 +162,7 @@ def test_a_device_holds_what_always_stands_and_the_largest_phase() -> None:
     # One micro-batch: gradients come as activations go.
     kept = TOKENS * (3 * 7072 + 768 + 768)
     assert sizes["activations kept for the backward pass", "update"] == kept - 4 * PARAMETERS
-    at_work = 3 * 4 * TOKENS * 300 + 115_200
+    at_work = TOKENS * 4 * 792 + 76_800  # a layer; the pass over the logits takes less
     always = 16 * PARAMETERS + 32 * GIB + 1.5 * GIB
     assert planned.peak_phase == "update"
     assert planned.device_total == always + TOKENS * 29 + kept - 4 * PARAMETERS + at_work

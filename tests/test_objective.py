@@ -132,7 +132,7 @@ def test_two_of_a_kind_are_two_terms() -> None:
 
 def test_only_what_is_required_is_asked_for() -> None:
     grpo, dapo = OBJECTIVES["grpo"](MEAN), OBJECTIVES["dapo"](MEAN)
-    assert [s.name for s in grpo.requires] == ["entropy", "entropy_flow"]
+    assert [s.name for s in grpo.requires] == ["entropy"]
     assert grpo.requires_ref
     assert not dapo.requires_ref
     assert dapo.plans_on is None
@@ -140,7 +140,7 @@ def test_only_what_is_required_is_asked_for() -> None:
     assert OBJECTIVES["archer, reference"](MEAN).plans_on == "update"
     names = [s.name.partition("(")[0] for s in OBJECTIVES["archer + lp_reg"](MEAN).requires]
     proxies = ["proxy_logprobs", "proxy_support", "proxy_kl"]
-    assert names == ["entropy", "entropy_flow", *proxies]
+    assert names == ["entropy", *proxies]
 
 
 def every_constraint(parts: tuple[str, ...]) -> list[Any]:

@@ -132,6 +132,7 @@ def build_module(cfg: DictConfig, source: ModelSource) -> RLVRModule:
         eval_samples=cfg.rollout.eval_samples,
         controller=component(cfg, "controller") if cfg.controller else None,
         sharding=shard_settings(cfg),
+        diagnostics_every_n_steps=cfg.trainer.diagnostics_every_n_steps,
     )
 
 

@@ -17,6 +17,7 @@ from rlvr_lightning.models.recompute import every_nth
 from rlvr_lightning.models.shapes import ModelShape, model_shape
 from rlvr_lightning.models.source import ModelSource
 from rlvr_lightning.module import RLVRModule
+from rlvr_lightning.objective.statistics import EntropyFlow, merge_statistics
 from rlvr_lightning.rollout.engines.dtypes import engine_dtype
 from rlvr_lightning.rollout.engines.vllm.installed import vllm_installed
 from rlvr_lightning.rollout.prompts import tokenize
@@ -70,7 +71,7 @@ def setup_of(cfg: DictConfig, module: RLVRModule) -> Setup:
         adapter_rank=None if lora is None else lora.r,
         adapter_targets="all-linear" if lora is None else _targets(lora.target_modules),
         reference=reference and lora is None,
-        statistics=len(module.objective.requires),
+        statistics=len(merge_statistics([*module.objective.requires, EntropyFlow()])),
         kept_passes=int(rollout.steps > 1) + int(reference),
         saves_within=cfg.trainer.save_every_n_steps is not None or cfg.trainer.save_every_n_minutes is not None,
         # An engine of somebody's own need not have the setting.

@@ -61,16 +61,19 @@ class Diagnostics(torch.nn.Module):
         self.mismatch = RatioQuantiles()
         self._terms: dict[str, Tensor | float] = {}
         # Of steps, and so the same on every rank.
-        self._steps = self._skipped = self._idle = 0
+        self._steps = self._skipped = self._idle = self._tabled = 0
         self._norms = 0.0
 
     @torch.no_grad()
-    def observe(self, stats: TokenStats, output: LossOutput, plan: StepPlan) -> None:
-        """Add a micro-batch."""
-        mask, entropy = stats.loss_mask, stats.statistics["entropy"]
+    def observe(self, stats: TokenStats, output: LossOutput, plan: StepPlan, *, tables: bool = True) -> None:
+        """Add a micro-batch; to quadrants and histogram only where `tables` says so, for every rank and the whole step."""
+        mask = stats.loss_mask
         self._observe_means(stats, output, plan)
-        self.quadrants.update(stats.advantages, stats.logprobs, entropy, entropy_change(stats), mask)
-        self.histogram.update(stats.logprobs, mask)
+        if tables:
+            self._tabled += 1
+            entropy, change = stats.statistics["entropy"], entropy_change(stats)
+            self.quadrants.update(stats.advantages, stats.logprobs, entropy, change, mask)
+            self.histogram.update(stats.logprobs, mask)
         if self.marks:
             sets = [plan.choices[name] == number for name, number, _ in self.marks]
             self.counts.update(torch.stack(sets) & mask)
@@ -155,6 +158,7 @@ class Diagnostics(torch.nn.Module):
         for metric in (self.quadrants, self.histogram, self.counts, self.gap, self.mismatch):
             metric.reset()
         self._terms, self._steps, self._skipped, self._idle, self._norms = {}, 0, 0, 0, 0.0
+        self._tabled = 0
         return logged
 
     def sums(self) -> dict[str, list[float]]:
@@ -165,7 +169,7 @@ class Diagnostics(torch.nn.Module):
         gap = float(self.gap.max_value)
         held["gap"] = [gap] if gap > -math.inf else []
         held |= {f"terms/{name}": [float(value)] for name, value in self._terms.items()}
-        return {**held, "steps": [self._steps, self._skipped, self._idle, self._norms]}
+        return {**held, "steps": [self._steps, self._skipped, self._idle, self._norms, self._tabled]}
 
     def resume(self, ranks: Sequence[Mapping[str, list[float]]], rank: int, world_size: int) -> None:
         """Go on adding to what the ranks of a checkpoint had; any number of ranks may.
@@ -178,7 +182,7 @@ class Diagnostics(torch.nn.Module):
         if not ranks:
             return
         self._steps, self._skipped, self._idle = (int(count) for count in ranks[0]["steps"][:3])
-        self._norms = ranks[0]["steps"][3]
+        self._norms, self._tabled = ranks[0]["steps"][3], int(ranks[0]["steps"][4])
         mine = [ranks[rank]] if len(ranks) == world_size else ranks if rank == 0 else []
         for held in mine:
             self.means.resume({key[6:]: values for key, values in held.items() if key.startswith("means/")})
@@ -200,12 +204,14 @@ class Diagnostics(torch.nn.Module):
         ]
 
     def _tables(self) -> dict[str, float]:
-        shares, flows = self.quadrants.compute().tolist()
-        named = {"policy/entropy_flow": sum(flows)}
-        for quadrant, share, flow in zip(self.quadrants.quadrants, shares, flows, strict=True):
-            named |= {f"policy/quadrant_share/{quadrant}": share, f"policy/quadrant_flow/{quadrant}": flow}
-        bins = zip(self.histogram.bins, self.histogram.compute().tolist(), strict=True)
-        named |= {f"policy/prob_hist/{lower}": share for lower, share in bins}
+        named: dict[str, float] = {}
+        if self._tabled:
+            shares, flows = self.quadrants.compute().tolist()
+            named["policy/entropy_flow"] = sum(flows)
+            for quadrant, share, flow in zip(self.quadrants.quadrants, shares, flows, strict=True):
+                named |= {f"policy/quadrant_share/{quadrant}": share, f"policy/quadrant_flow/{quadrant}": flow}
+            bins = zip(self.histogram.bins, self.histogram.compute().tolist(), strict=True)
+            named |= {f"policy/prob_hist/{lower}": share for lower, share in bins}
         if self.marks:
             counts = zip(self.marks, self.counts.compute().tolist(), strict=True)
             named |= {f"policy/{name}/{mark}": float(count) for (name, _, mark), count in counts}

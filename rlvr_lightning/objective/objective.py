@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rlvr_lightning.objective.composition import check_composition
 from rlvr_lightning.objective.responses import count_responses, response_lengths
-from rlvr_lightning.objective.statistics import Entropy, EntropyFlow, merge_statistics
+from rlvr_lightning.objective.statistics import Entropy, merge_statistics
 from rlvr_lightning.protocols import (
     Aggregator,
     Component,
@@ -83,8 +83,8 @@ class Objective:
 
     @property
     def requires(self) -> tuple[VocabStatistic, ...]:
-        """Statistics to compute; entropy and its first-order flow always are, for the logs."""
-        return merge_statistics([Entropy(), EntropyFlow(), *(s for part in self._components for s in part.requires)])
+        """Statistics to compute; the entropy always is, for the logs."""
+        return merge_statistics([Entropy(), *(s for part in self._components for s in part.requires)])
 
     @property
     def requires_ref(self) -> bool:

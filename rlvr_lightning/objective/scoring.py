@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rlvr_lightning.objective.joining import cut, join
 from rlvr_lightning.objective.objective import Objective
+from rlvr_lightning.objective.statistics import merge_statistics
 from rlvr_lightning.protocols import PolicyModel, StepContext, VocabStatistic
 from rlvr_lightning.types import Pass, StepBatch, StepPlan, TokenBatch, TokenStats
 
@@ -32,10 +33,12 @@ class Scorer:
     ) -> None:
         self.policy, self.reference, self.objective, self.temperature = policy, reference, objective, temperature
 
-    def stats(self, micro: TokenBatch) -> TokenStats:
-        """The current policy's statistics with a gradient; on-policy they are the old ones too."""
+    def stats(self, micro: TokenBatch, logged: tuple[VocabStatistic, ...] = ()) -> TokenStats:
+        """The current policy's statistics with a gradient, and those that only the logs want; on-policy they are the old
+        ones too.
+        """
         which: Pass = "on_policy" if micro.old_logprobs is None else "update"
-        logprobs, statistics = self.policy(micro, self.temperature, self._required(which))
+        logprobs, statistics = self.policy(micro, self.temperature, merge_statistics((*self._required(which), *logged)))
         return self._assemble(micro, logprobs, statistics)
 
     def plan_ahead(self, batch: StepBatch, step: StepContext) -> list[StepPlan]:

@@ -70,15 +70,21 @@ def kept(setup: Setup) -> float:
 def logits_work(setup: Setup) -> float:
     """The pass over the logits, a chunk at a time [bytes].
 
-    C float32 bytes a chunk: logits, log-probabilities, and two more for a statistic such as the entropy; going back
-    log-probabilities, their gradient, the logits' gradient, and the output layer's gradient before it is added.
+    One buffer of float32 logits, which going back their gradient overwrites, the output layer's gradient before it is
+    added, and the hidden states' own; in half precision the logits as the product gives them, and under autocast the
+    output layer in it. Results in between are of a few tokens at a time.
     """
-    shape = setup.shape
-    rows = min(max(1, CHUNK_ELEMENTS // shape.vocabulary), setup.micro_tokens)
-    chunk = FLOAT * rows * shape.vocabulary
+    shape, half = setup.shape, setup.compute_bytes if setup.half else 0
+    cast = 0 if setup.strategy == "fsdp" else half * shape.table
     head = 0 if setup.adapter_rank is not None else FLOAT * shape.table
-    forward = (4 if setup.statistics else 3) * chunk
-    return max(forward, 3 * chunk + head)
+    hidden = FLOAT * setup.micro_tokens * shape.hidden_size
+    return logits_buffer(setup) + cast + head + hidden
+
+
+def logits_buffer(setup: Setup) -> float:
+    """A chunk of logits [bytes]."""
+    rows = min(max(1, CHUNK_ELEMENTS // setup.shape.vocabulary), setup.micro_tokens)
+    return (FLOAT + (setup.compute_bytes if setup.half else 0)) * rows * setup.shape.vocabulary
 
 
 def layer_work(setup: Setup) -> float:
@@ -108,8 +114,7 @@ def scoring_work(setup: Setup) -> float:
     """A forward pass without gradients [bytes]: one layer's states, the last ones, and a chunk of logits."""
     shape, number = setup.shape, setup.compute_bytes
     token = number * (3 * shape.intermediate_size + 4 * shape.hidden_size)
-    rows = min(max(1, CHUNK_ELEMENTS // shape.vocabulary), setup.micro_tokens)
-    return setup.micro_tokens * token + 4 * FLOAT * rows * shape.vocabulary
+    return setup.micro_tokens * token + logits_buffer(setup)
 
 
 def cache(setup: Setup, sequences: int) -> float:
