@@ -145,12 +145,12 @@ class RLVRModule(EvaluatedModule):
         last = len(batch.micros) - 1
         tables = self.policy_version % self.diagnostics_every == 0
         logged = (EntropyFlow(),) if tables else ()
-        plans = self.scorer.plan_ahead(batch, Step()) if last else []
+        planner = self.scorer.planner(batch, Step())
         total = torch.zeros((), device=self.device)
         for index, micro in enumerate(batch.micros):
             with self._gradients_stay_local(index < last):
                 stats = self.scorer.stats(micro, logged)
-                plan = plans[index] if plans else self.objective.plan(stats, Step())
+                plan = planner(index, stats)
                 output = self.objective(stats, plan)
                 # Ranks average their gradients; the loss is a sum over ranks.
                 self.manual_backward(output.loss * self.trainer.world_size)

@@ -37,6 +37,7 @@ from rlvr_lightning.methods.regularizers.kl_cov import KLCov
 from rlvr_lightning.methods.regularizers.lp_reg import LpReg
 from rlvr_lightning.objective.joining import cut, join
 from rlvr_lightning.objective.objective import Objective
+from rlvr_lightning.objective.scoring import Alone
 from rlvr_lightning.objective.token_stats import token_stats
 from rlvr_lightning.protocols import Aggregator, ConstraintPolicy, StepContext
 from rlvr_lightning.types import Pass, TokenStats
@@ -206,7 +207,11 @@ def stats_of(objective: Objective, case: Case, head: Head | None = None, chunk_e
 
 
 def loss_of(objective: Objective, case: Case, cuts: Sequence[slice], step: StepContext) -> Tensor:
-    """The sum of the micro-batches' losses, planned as one step as `Scorer.plan_ahead` does."""
+    """The sum of the micro-batches' losses, planned as `Scorer.planner` does."""
     micros = [stats_of(objective, rows_of(case, rows)) for rows in cuts]
-    plans = cut(objective.plan(join(micros), step), micros)
+    if objective.within_responses:
+        known = objective.count([(micro.loss_mask, micro.segments) for micro in micros], step)
+        plans = [objective.plan(micro, Alone(), known) for micro in micros]
+    else:
+        plans = cut(objective.plan(join(micros), step), micros)
     return torch.stack([objective(*pair).loss for pair in zip(micros, plans, strict=True)]).sum()

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from objectives import AGGREGATORS, COEF, HIGH, LOW, OBJECTIVES, PARTS, loss_of, random_case, stats_of
+from objectives import AGGREGATORS, COEF, HIGH, LOW, OBJECTIVES, PARTS, loss_of, random_case, rows_of, stats_of
 
 from rlvr_lightning.errors import ConfigError
 from rlvr_lightning.methods.constraints.aspo import ASPO
@@ -34,6 +34,7 @@ from rlvr_lightning.methods.regularizers.kl_cov import KLCov
 from rlvr_lightning.methods.regularizers.lp_reg import LpReg
 from rlvr_lightning.objective.objective import Objective
 from rlvr_lightning.objective.responses import response_places
+from rlvr_lightning.objective.scoring import Alone
 from rlvr_lightning.objective.step import Step
 
 MEAN = AGGREGATORS["sequence_mean_token_mean"]
@@ -141,6 +142,33 @@ def test_only_what_is_required_is_asked_for() -> None:
     names = [s.name.partition("(")[0] for s in OBJECTIVES["archer + lp_reg"](MEAN).requires]
     proxies = ["proxy_logprobs", "proxy_support", "proxy_kl"]
     assert names == ["entropy", *proxies]
+
+
+def test_a_choice_within_responses_is_that_of_the_whole_step() -> None:
+    within = {name: build(MEAN) for name, build in OBJECTIVES.items() if build(MEAN).within_responses}
+    tokens = {"archer", "grpo", "dapo", "cispo", "sapo", "entropy_bonus", "aspo", "ce_gppo", "flexible_clip", "tis"}
+    assert set(within) == {*tokens, "gspo", "gmpo"}
+    for name, objective in within.items():
+        case = random_case(5, rows=6)
+        stats = stats_of(objective, case)
+        whole = objective.plan(stats, Step())
+        parts = [stats_of(objective, rows_of(case, rows)) for rows in (slice(0, 2), slice(2, 6))]
+        known = objective.count([(part.loss_mask, part.segments) for part in parts], Step())
+        assert (known.tokens, known.rows) == (whole.counts["response"].tokens, whole.counts["response"].rows)
+        plans = [objective.plan(part, Alone(), known) for part in parts]
+        for mask in whole.masks:
+            assert torch.equal(torch.cat([plan.masks[mask] for plan in plans]), whole.masks[mask]), (name, mask)
+
+
+def test_who_asks_for_the_whole_step_has_said_so() -> None:
+    class Forgetful(EntropyQuantile):
+        within_responses = True
+
+    objective = Objective(Forgetful(scope="batch"), ClipKL(), {}, MEAN)
+    stats = stats_of(objective, random_case(5, rows=4))
+    known = objective.count([(stats.loss_mask, None)], Step())
+    with pytest.raises(AssertionError, match="within_responses asks for the whole step"):
+        objective.plan(stats, Alone(), known)
 
 
 def every_constraint(parts: tuple[str, ...]) -> list[Any]:

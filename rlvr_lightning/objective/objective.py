@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rlvr_lightning.objective.composition import check_composition
@@ -103,8 +103,27 @@ class Objective:
         times = {part.plans_on for part in self._components}
         return "update" if "update" in times else "rollout" if "rollout" in times else None
 
-    def plan(self, stats: TokenStats, step: StepContext) -> StepPlan:
-        """Everything that is chosen for the step, from this rank's rows of it and what `step` knows of the others."""
+    @property
+    def within_responses(self) -> bool:
+        """Whether a micro-batch's plan needs nothing of the others but `count`."""
+        return all(part.within_responses for part in self._components)
+
+    def count(
+        self, masks: Sequence[tuple[Bool[Tensor, "B T"], Int[Tensor, "B T"] | None]], step: StepContext
+    ) -> MaskCount:
+        """Tokens and responses of the step that carry weight, from the masks and segments of this rank's micro-batches."""
+        own = torch.stack([torch.stack([mask.sum(), count_responses(mask, segments)]) for mask, segments in masks])
+        tokens, responses = step.sum(own.sum(0).to(torch.float64))
+        return MaskCount(tokens, responses)
+
+    def plan(self, stats: TokenStats, step: StepContext, known: MaskCount | None = None) -> StepPlan:
+        """Everything that is chosen for the step, from this rank's rows of it and what `step` knows of the others.
+
+        Args:
+            stats: of the whole step; where the choice is made within responses, of any part of it.
+            step: the other ranks.
+            known: of the whole step, where `stats` are a part of it.
+        """
         stats = stats.detached()
         part_ids = self.partitioner(stats, step)
         masks = {"response": stats.loss_mask}
@@ -116,6 +135,8 @@ class Objective:
             # Of a mask and of marks, 1 are the tokens the regularizer acts on.
             if choices[name].dtype == torch.bool or regularizer.marks:
                 masks[name] = (choices[name] == 1) & stats.loss_mask
+        if known is not None:
+            return StepPlan(part_ids, choices, masks, {"response": known})
         responses = count_responses(stats.loss_mask, stats.segments)
         totals = step.sum(torch.stack([responses, *(mask.sum() for mask in masks.values())]).to(torch.float64))
         counts = {name: MaskCount(total, totals[0]) for name, total in zip(masks, totals[1:], strict=True)}
@@ -151,6 +172,9 @@ class Objective:
         weights: Float[Tensor, "B T"] | None = None,
     ) -> Float[Tensor, ""]:
         mask = plan.masks[term.over]
+        assert term.over in plan.counts, (
+            f"{term.name} is averaged over {term.over}: its component is not within_responses"
+        )
         lengths = response_lengths(mask, stats.segments)
         shares = self.aggregator(mask, lengths, plan.counts[term.over]).to(term.values.dtype)
         values = term.values if weights is None else term.values * weights

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -12,6 +13,24 @@ from rlvr_lightning.objective.objective import Objective
 from rlvr_lightning.objective.statistics import merge_statistics
 from rlvr_lightning.protocols import PolicyModel, StepContext, VocabStatistic
 from rlvr_lightning.types import Pass, StepBatch, StepPlan, TokenBatch, TokenStats
+
+Planner = Callable[[int, TokenStats], StepPlan]
+
+
+class Alone:
+    """The step as those see it who choose within responses: not at all."""
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Never asked for."""
+        raise AssertionError("a component that is within_responses asks for the whole step")
+
+    def quantile(self, values: Tensor, mask: Tensor, q: float) -> Tensor:
+        """Never asked for."""
+        return self.sum(values)
+
+    def kth_smallest(self, values: Tensor, mask: Tensor, k: int) -> Tensor:
+        """Never asked for."""
+        return self.sum(values)
 
 
 class Scorer:
@@ -40,6 +59,16 @@ class Scorer:
         which: Pass = "on_policy" if micro.old_logprobs is None else "update"
         logprobs, statistics = self.policy(micro, self.temperature, merge_statistics((*self._required(which), *logged)))
         return self._assemble(micro, logprobs, statistics)
+
+    def planner(self, batch: StepBatch, step: StepContext) -> Planner:
+        """What makes the plan of each micro-batch, from its place and its statistics. Every rank must call it, once a step."""
+        if self.objective.within_responses:
+            known = self.objective.count([(micro.loss_mask, micro.segments) for micro in batch.micros], step)
+            return lambda _, stats: self.objective.plan(stats, Alone(), known)
+        if len(batch.micros) == 1:
+            return lambda _, stats: self.objective.plan(stats, step)
+        plans = self.plan_ahead(batch, step)
+        return lambda place, _: plans[place]
 
     def plan_ahead(self, batch: StepBatch, step: StepContext) -> list[StepPlan]:
         """The plan of each of several micro-batches, with a pass of its own only where a component needs one."""

@@ -95,6 +95,14 @@ class Component(Protocol):
         """
         return None
 
+    @property
+    def within_responses(self) -> bool:
+        """Whether what it chooses in a response depends on that response alone, and its terms are averaged over `response`.
+
+        Where all components say so, no micro-batch's plan waits for another's, and no pass is spent on it.
+        """
+        return self.plans_on is None
+
 
 @runtime_checkable
 class TokenPartitioner(Component, Protocol):

@@ -62,6 +62,11 @@ class ClipKL(PerPartConstraint):
         """Only where some part is pulled to the reference."""
         return any(self.kl_coef.values()) if isinstance(self.kl_coef, Mapping) else self.kl_coef > 0
 
+    @property
+    def within_responses(self) -> bool:
+        """But for a KL that is averaged over parts."""
+        return self.variant == "paper" or not self.requires_ref
+
     def __call__(
         self,
         stats: TokenStats,

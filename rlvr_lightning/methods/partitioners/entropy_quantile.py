@@ -60,6 +60,11 @@ class EntropyQuantile(TokenPartitioner):
         """Paper: the rollout; reference code: each update."""
         return "rollout" if self.variant == "paper" else "update"
 
+    @property
+    def within_responses(self) -> bool:
+        """With a threshold for each response."""
+        return self.scope == "response"
+
     def __call__(self, stats: TokenStats, step: StepContext) -> Int[Tensor, "B T"]:
         """1 where a token's entropy reaches its threshold."""
         entropy = stats.at(self.plans_on).statistics["entropy"]
