@@ -9,7 +9,8 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ from rlvr_lightning.rollout.engines.vllm.installed import vllm_installed
 from rlvr_lightning.rollout.engines.vllm.owned import cores, gpus
 from rlvr_lightning.rollout.engines.vllm.process import free_port
 from rlvr_lightning.rollout.engines.vllm.server import VLLMServerEngine
-from rlvr_lightning.rollout.weight_sums import compare
+from rlvr_lightning.rollout.weight_sums import PolicyWeights, compare
 from rlvr_lightning.types import GenerationRequest, SamplingSpec
 
 pytestmark = [
@@ -90,11 +91,12 @@ def test_each_weight_arrives_and_one_that_does_not_is_named(engine: VLLMServerEn
             # What a step of Adam does.
             parameter.add_(2e-4 * torch.sign(torch.randn(parameter.shape, generator=generator)))
     after = dict(policy.full_weights())
-    sums = {name: float(weight.sum(dtype=torch.float64)) for name, weight in after.items()}
+    sent = PolicyWeights(cast(Any, SimpleNamespace(policy=policy)), torch.float32)
+    assert [name for name, _ in sent] == list(after)
     for version, name in enumerate(after, 1):
         engine.sync([(other, before[other] if other == name else weight) for other, weight in after.items()], version)
         (workers,) = engine.weight_sums()
-        (suspect,) = compare(sums, workers).differ
+        (suspect,) = compare(sent.sums, workers).differ
         parts = {
             "q_proj": "qkv_proj",
             "k_proj": "qkv_proj",
