@@ -1,6 +1,6 @@
 """Drawing ahead against taking turns: wall time for the same number of responses, and what is learned.
 
-    python benchmarks/lag.py FOLDER [--seeds 5] [--overrides ...]
+    python benchmarks/lag.py FOLDER [--seeds 5] [--threads 1] [--overrides ...]
 
 Each seed is run with `rollout.max_lag` 0 and 1, one after the other, on vLLM's server. A run that is whole in FOLDER is not
 run again. Time is that of the epochs (`perf/time/*`, without the engine's start), a token, since the runs' responses differ in
@@ -39,14 +39,14 @@ class Result:
         return sum(self.seconds.values()) / self.tokens * 1e6
 
 
-def run(folder: Path, lag: int, seed: int, overrides: list[str]) -> Result:
+def run(folder: Path, lag: int, seed: int, threads: int, overrides: list[str]) -> Result:
     """A whole run, or what is there of it already."""
     if not (folder / "done").exists():
         command = [sys.executable, "-m", "rlvr_lightning", "fit", "engine=vllm_server", f"rollout.max_lag={lag}"]
         command += [f"seed={seed}", "trainer.accelerator=cpu", "trainer.show_every_n_epochs=0", *overrides]
         folder.parent.mkdir(parents=True, exist_ok=True)
         with folder.with_suffix(".log").open("w") as log:
-            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+            environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
             subprocess.run([*command, f"output_dir={folder}"], check=True, stdout=log, stderr=log, env=environment)
         (folder / "done").touch()
     rows = read_table(folder / "logs" / "metrics.csv")
@@ -61,12 +61,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seeds", type=int, default=5, choices=sorted(STUDENT))
+    parser.add_argument("--threads", type=int, default=1, help="of the trainer")
     parser.add_argument("--overrides", nargs="*", default=["conf=archer"])
     given = parser.parse_args()
     results: dict[int, list[Result]] = {lag: [] for lag in LAGS}
     for seed in range(given.seeds):
         for lag in LAGS:
-            results[lag].append(run(given.folder / f"lag_{lag}_seed_{seed}", lag, seed, given.overrides))
+            results[lag].append(run(given.folder / f"lag_{lag}_seed_{seed}", lag, seed, given.threads, given.overrides))
             one = results[lag][-1]
             print(f"seed {seed} lag {lag}: {one.per_token:.0f} us a token, avg@8 {one.accuracy:.3f}", flush=True)
     for lag in LAGS:

@@ -27,6 +27,10 @@ def _logging() -> None:
 
 
 def _build(cfg: DictConfig) -> Run:
+    from rlvr_lightning.rollout.engines.vllm.installed import check_misbuilt
+
+    # They break what is imported next as well.
+    check_misbuilt()
     from rlvr_lightning.config.build import build_run
 
     _logging()

@@ -27,7 +27,7 @@ from rlvr_lightning.protocols import (
 from rlvr_lightning.rollout.batching import collate
 from rlvr_lightning.rollout.gathering import from_all_ranks, place_among_ranks
 from rlvr_lightning.rollout.streams import stream_of
-from rlvr_lightning.rollout.weight_sums import Compared, compare
+from rlvr_lightning.rollout.weight_sums import Compared, Summed, compare
 from rlvr_lightning.types import Generation, GenerationRequest, Prompt, Row, SamplingSpec
 
 Tolerance = float | Literal["auto"]
@@ -67,7 +67,7 @@ class Canary:
         self.gap = self.gap_max = 0.0
         self.drawn: list[Generation] = []
 
-    def check(self, engine: RolloutEngine, module: TrainedModule, sums: Mapping[str, float]) -> bool:
+    def check(self, engine: RolloutEngine, module: TrainedModule, sums: Mapping[str, Summed]) -> bool:
         """Every rank must call it, right after a sync.
 
         Args:
@@ -112,7 +112,7 @@ class Canary:
             f"log-probabilities differ by {self.gap:.2g} nats in the mean (rollout.canary_tolerance: {allowed:g})"
         )
 
-    def _told_of_weights(self, engine: RolloutEngine, sums: Mapping[str, float]) -> Compared | None:
+    def _told_of_weights(self, engine: RolloutEngine, sums: Mapping[str, Summed]) -> Compared | None:
         """What the engine's weights add up to, compared with the policy's; of the copy that is furthest off, on all ranks."""
         if not isinstance(engine, SummedEngine) or not sums:
             return None

@@ -23,10 +23,12 @@ TWENTY = (
     "trainer.max_epochs=20",
     "trainer.val_every_n_epochs=20",
     "trainer.show_every_n_epochs=0",
-    "rollout.prompts_per_epoch=16",
-    "rollout.prompts_per_step=16",
+    "rollout.prompts_per_epoch=8",
+    "rollout.prompts_per_step=8",
     "rollout.eval_samples=2",
-    "task.num_held_out=8",
+    "task.num_held_out=2",
+    # Twenty small steps show a gain that chance does not make.
+    "optim.lr=5e-4",
 )
 TWO_RANKS = ("trainer.devices=2", "strategy=ddp")
 FORMS = {
@@ -59,8 +61,8 @@ def test_it_learns_and_agrees_with_the_trainer(kind: str, runs: Runs) -> None:
     table = rows(runs[kind])
     rewards = [float(row["reward/mean"]) for row in table]
     assert len(rewards) == 20
-    # Of 0.40 and 0.60, with 640 responses each.
-    assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 + 0.08
+    # Of 0.43 and 0.71, with 320 responses each.
+    assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 + 0.15
     assert max(float(row["rollout/canary_gap_max"]) for row in table) < 1e-4
     assert max(float(row["rollout/logprob_gap_max"]) for row in table) < 1e-4
     assert {row.get("engine/refused", "0.0") for row in table} == {"0.0"}
@@ -75,7 +77,7 @@ def test_all_of_them_draw_the_same_and_learn_the_same(runs: Runs) -> None:
     drawn = {kind: responses(runs[kind]) for kind in FORMS}
     assert all(held.keys() == drawn["in process"].keys() for held in drawn.values())
     same = sum(drawn["two servers"][name] == tokens for name, tokens in drawn["in process"].items())
-    assert same == len(drawn["in process"]) == 20 * 16 * 8
+    assert same == len(drawn["in process"]) == 20 * 8 * 8
 
 
 def responses(folder: Path) -> dict[tuple[int, int], list[int]]:

@@ -9,7 +9,8 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ from rlvr_lightning.rollout.engines.vllm.installed import vllm_installed
 from rlvr_lightning.rollout.engines.vllm.owned import cores, gpus
 from rlvr_lightning.rollout.engines.vllm.process import free_port
 from rlvr_lightning.rollout.engines.vllm.server import VLLMServerEngine
-from rlvr_lightning.rollout.weight_sums import compare
+from rlvr_lightning.rollout.weight_sums import PolicyWeights, compare
 from rlvr_lightning.types import GenerationRequest, SamplingSpec
 
 pytestmark = [
@@ -90,11 +91,12 @@ def test_each_weight_arrives_and_one_that_does_not_is_named(engine: VLLMServerEn
             # What a step of Adam does.
             parameter.add_(2e-4 * torch.sign(torch.randn(parameter.shape, generator=generator)))
     after = dict(policy.full_weights())
-    sums = {name: float(weight.sum(dtype=torch.float64)) for name, weight in after.items()}
+    sent = PolicyWeights(cast(Any, SimpleNamespace(policy=policy)), torch.float32)
+    assert [name for name, _ in sent] == list(after)
     for version, name in enumerate(after, 1):
         engine.sync([(other, before[other] if other == name else weight) for other, weight in after.items()], version)
         (workers,) = engine.weight_sums()
-        (suspect,) = compare(sums, workers).differ
+        (suspect,) = compare(sent.sums, workers).differ
         parts = {
             "q_proj": "qkv_proj",
             "k_proj": "qkv_proj",
@@ -200,3 +202,29 @@ def test_servers_share_cores_and_gpus_out(monkeypatch: pytest.MonkeyPatch) -> No
     assert [gpus(place, 2, 3) for place in range(3)] == [["2", "3"], ["4", "5"], ["6", "7"]]
     with pytest.raises(ConfigError, match="need 16 GPUs; this machine has 8"):
         gpus(0, 8, 2)
+
+
+def test_two_ranks_with_one_server_learn_what_one_rank_does(engine: VLLMServerEngine, tmp_path: Path) -> None:
+    assert engine._own is not None
+    (process,) = engine._own._processes
+    mine = [item for item in SMALL if not item.startswith("engine=")]
+    server = ("engine=vllm_server", f"engine.urls=[{process.url}]", "rollout.max_prompt_tokens=48")
+    common = [*mine, *server, "conf=grpo", "rollout.prompts_per_step=8"]
+    tables = {}
+    for ranks, strategy in ((1, "single"), (2, "ddp")):
+        folder = tmp_path / str(ranks)
+        command = ["fit", *common, f"trainer.devices={ranks}", f"strategy={strategy}", f"output_dir={folder}"]
+        subprocess.run([sys.executable, "-m", "rlvr_lightning", *command], check=True, timeout=300)
+        tables[ranks] = [row for row in read_table(folder / "logs" / "metrics.csv") if "reward/mean" in row]
+    one, two = recorded(tmp_path / "1"), recorded(tmp_path / "2")
+    assert len({(row["prompt_index"], row["sample"]) for row in two}) == len(two) == 2 * 8 * 4
+    assert {row["prompt_index"] for row in two} == set(range(16))
+    told = ("prompt_index", "sample", "policy_version", "token_ids", "reward")
+    assert [[row[name] for name in told] for row in two] == [[row[name] for name in told] for row in one]
+    for alone, shared in zip(tables[1], tables[2], strict=True):
+        assert alone.keys() == shared.keys()
+        assert float(shared["rollout/canary_gap_max"]) < 1e-4
+        for name in alone:
+            # Of time, and of the differences themselves, nothing is alike.
+            if name.startswith(("reward/", "policy/", "rollout/", "verifier/", "val/", "engine/")):
+                assert float(shared[name]) == pytest.approx(float(alone[name]), abs=1e-6), name

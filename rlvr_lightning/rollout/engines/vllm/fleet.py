@@ -40,7 +40,9 @@ class Fleet:
         self._watch: asyncio.Task[None] | None = None
 
     def only(self, server: Server) -> Fleet:
-        """One server alone, with the same books."""
+        """One server alone, asked itself where there is a router, with the same books."""
+        if server.asked != server.url:
+            server = Server(server.url, self.http, server.timeout_s)
         alone = Fleet([server], self.http, self.retries)
         alone._versions, alone._counts = self._versions, self._counts
         return alone

@@ -139,6 +139,9 @@ class OwnServers:
         wide = self.settings.tensor_parallel
         if device.type == "cpu":
             environment["VLLM_CPU_KVCACHE_SPACE"] = str(self.settings.cpu_kv_cache_gb)
+            if wide == 1:
+                # The engine computes in its own process: it would wait for a worker in a busy loop, on a core that others need.
+                environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
             if "VLLM_CPU_OMP_THREADS_BIND" not in os.environ:
                 environment["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(
                     cores(place * wide + rank, self.settings.servers * wide) for rank in range(wide)
