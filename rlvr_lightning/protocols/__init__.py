@@ -5,6 +5,8 @@ Each role is one constructor argument of `RLVRModule` or `RolloutDataModule`, on
 """
 
 from rlvr_lightning.protocols.engines import (
+    AdapterEngine,
+    Adapters,
     ApartEngine,
     Draws,
     RecordedEngine,
@@ -34,6 +36,8 @@ from rlvr_lightning.protocols.rollouts import (
 from rlvr_lightning.protocols.run import ModelFolder, PolicyModel, RolloutData, TrainedModule
 
 __all__ = [
+    "AdapterEngine",
+    "Adapters",
     "AdvantageEstimator",
     "Aggregator",
     "ApartEngine",

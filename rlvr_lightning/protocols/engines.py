@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -46,6 +47,35 @@ class RolloutEngine(Protocol):
 
     def close(self) -> None:
         """Free what the engine holds. Calling it twice does no harm."""
+        ...
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """What the low-rank adapters beside a policy's weights are like.
+
+    Args:
+        rank: the highest.
+        targets: last names of the layers they stand beside, such as `q_proj`.
+        obstacle: what else they change than the product of linear layers; empty where that is all.
+    """
+
+    rank: int
+    targets: tuple[str, ...]
+    obstacle: str = ""
+
+
+@runtime_checkable
+class AdapterEngine(Protocol):
+    """An engine that may be able to add adapters to the weights it has read itself."""
+
+    def offer(self, adapters: Adapters | None) -> None:
+        """Before it is started: what the policy has beside its weights. Every rank must call it."""
+        ...
+
+    @property
+    def takes_adapters(self) -> bool:
+        """Once it is started, the same on every rank: whether its `sync` is to be given the adapters alone."""
         ...
 
 

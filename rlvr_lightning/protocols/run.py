@@ -15,6 +15,7 @@ from rlvr_lightning.types import Prompt, Rollout, TokenBatch
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from rlvr_lightning.protocols.engines import Adapters
     from rlvr_lightning.protocols.objective import VocabStatistic
 
 
@@ -57,6 +58,18 @@ class PolicyModel(Protocol):
 
     def full_weights(self) -> Iterator[tuple[str, Tensor]]:
         """All weights under their checkpoint names; under a sharded strategy a collective."""
+        ...
+
+    def adapters(self) -> Adapters | None:
+        """What stands beside the weights."""
+        ...
+
+    def base_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """All weights as they were before adapters were trained; under a sharded strategy a collective."""
+        ...
+
+    def adapter_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """The adapters alone; under a sharded strategy a collective."""
         ...
 
 

@@ -28,19 +28,48 @@ class PolicyWeights:
     Args:
         module: whose policy it is.
         dtype: the engine holds them in.
+        base: sums of the weights that the engine has read itself; then the adapters beside them are gone through alone.
     """
 
-    def __init__(self, module: TrainedModule, dtype: torch.dtype) -> None:
-        self._module, self._dtype = module, dtype
+    def __init__(self, module: TrainedModule, dtype: torch.dtype, base: Mapping[str, float] | None = None) -> None:
+        self._module, self._dtype, self._base = module, dtype, base
         self.sums: dict[str, float] = {}
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        sums: dict[str, Tensor] = {}
-        for name, weight in self._module.policy.full_weights():
-            sums[name] = weight.detach().to(self._dtype).sum(dtype=torch.float64)
+        policy, summed = self._module.policy, Summed(self._dtype)
+        for name, weight in policy.full_weights() if self._base is None else policy.adapter_weights():
+            summed.add(name, weight)
             yield name, weight
-        # Only of a pass to the end; one look at the device for all of them.
-        self.sums = dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True))
+        # Only of a pass to the end.
+        self.sums = {**(self._base or {}), **summed.told()}
+
+
+class Summed:
+    """Adds weights up, each for itself, and looks at the device once.
+
+    Args:
+        dtype: the engine holds them in.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+        self._sums: dict[str, Tensor] = {}
+
+    def add(self, name: str, weight: Tensor) -> None:
+        """One more."""
+        self._sums[name] = weight.detach().to(self._dtype).sum(dtype=torch.float64)
+
+    def told(self) -> dict[str, float]:
+        """The sums by their weights' names."""
+        return dict(zip(self._sums, torch.stack(list(self._sums.values())).tolist(), strict=True))
+
+
+def base_sums(module: TrainedModule, dtype: torch.dtype) -> dict[str, float]:
+    """Sums of a policy's weights without its adapters; under a sharded strategy a collective."""
+    summed = Summed(dtype)
+    for name, weight in module.policy.base_weights():
+        summed.add(name, weight)
+    return summed.told()
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,120 @@
+"""Real vLLM that is given a policy's adapters alone: in process and as a server, or merged where it cannot take them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import torch
+from peft import LoraConfig
+
+
+from rlvr_lightning.models.policy import Policy
+from rlvr_lightning.models.source import ModelSource
+from rlvr_lightning.protocols import TrainedModule
+from rlvr_lightning.rollout.engines.vllm.in_process import VLLMEngine
+from rlvr_lightning.rollout.engines.vllm.installed import vllm_installed
+from rlvr_lightning.rollout.engines.vllm.server import VLLMServerEngine
+from rlvr_lightning.rollout.synced import SyncedEngine
+from rlvr_lightning.rollout.weight_sums import PolicyWeights, base_sums, compare
+from rlvr_lightning.types import GenerationRequest, SamplingSpec
+
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.slow,
+    pytest.mark.skipif(not vllm_installed(), reason="vllm is not installed: nox -s vllm installs it"),
+]
+LINEAR = {"r": 5, "lora_alpha": 10, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+# Ranks and scales of their own, and a layer without.
+UNEVEN = {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"k_proj": 32}, "use_rslora": True}
+SOURCE = ModelSource(lora=LoraConfig(**{**LINEAR, **UNEVEN, "exclude_modules": r".*layers\.1\.mlp\.down_proj"}))
+PROMPTS = [tuple(SOURCE.tokenizer(f"<user>{text}<assistant>")["input_ids"]) for text in ("1+2+3+4=", "19+17+1-4=")]
+REQUESTS = [GenerationRequest(prompt, seed) for seed, prompt in enumerate(PROMPTS * 4)]
+SAMPLING = SamplingSpec(1.0, 24, SOURCE.stop_token_ids())
+Engine = VLLMEngine | VLLMServerEngine
+
+
+def build(kind: str, folder: Path) -> Engine:
+    if kind == "in process":
+        return VLLMEngine(max_num_seqs=16)
+    return VLLMServerEngine(max_num_seqs=16, log_folder=str(folder), restarts=9)
+
+
+@torch.no_grad()
+def moved(policy: Policy, seed: int, size: float = 0.1) -> Policy:
+    """The policy with its adapters moved, as training moves them."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in policy.parameters():
+        if parameter.requires_grad:
+            parameter.add_(size * torch.randn(parameter.shape, generator=generator))
+    return policy
+
+
+def module_of(policy: Policy, version: int) -> TrainedModule:
+    return cast(
+        TrainedModule, SimpleNamespace(policy=policy, policy_version=version, compute_dtype=torch.float32)
+    )
+
+
+@torch.no_grad()
+def widest_gap(engine: Engine, policy: Policy) -> float:
+    gaps = []
+    for request, drawn in zip(REQUESTS, engine.generate(REQUESTS, SAMPLING), strict=True):
+        logits = policy.causal_lm(torch.tensor([request.token_ids + drawn.token_ids])).logits
+        scored = torch.log_softmax(logits[0, len(request.token_ids) - 1 : -1], -1)
+        chosen = scored.gather(-1, torch.tensor(drawn.token_ids).unsqueeze(-1)).squeeze(-1)
+        gaps.append(float((chosen - torch.tensor(drawn.logprobs)).abs().max()))
+    return max(gaps)
+
+
+def held(engine: Engine) -> str:
+    """The adapters that an engine's worker has, by vLLM's numbers."""
+    if isinstance(engine, VLLMEngine):
+        return str(engine._llm.collective_rpc("list_loras")[0])
+    assert engine._fleet is not None
+    (server,) = engine._fleet.servers
+    answer = server.http.call(server.post("collective_rpc", {"method": "list_loras"}))
+    return str(answer["results"][0])
+
+
+@pytest.fixture(scope="module", params=["in process", "server"])
+def synced(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SyncedEngine]:
+    synced = SyncedEngine(build(request.param, tmp_path_factory.mktemp("servers")), SOURCE)
+    synced.reserve(96)
+    synced.sync(module_of(Policy(SOURCE), 0), torch.device("cpu"))
+    yield synced
+    synced.close()
+
+
+def test_the_adapters_alone_travel_and_are_drawn_with(
+    synced: SyncedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = cast(Engine, synced.engine)
+    assert engine.takes_adapters
+    plain = Policy(ModelSource())
+    assert widest_gap(engine, Policy(SOURCE)) < 1e-4
+    travelled: list[str] = []
+
+    def seen(self: PolicyWeights) -> Iterator[tuple[str, torch.Tensor]]:
+        for name, weight in whole(self):
+            travelled.append(name)
+            yield name, weight
+
+    whole = PolicyWeights.__iter__
+    monkeypatch.setattr(PolicyWeights, "__iter__", seen)
+    policy = Policy(SOURCE)
+    for version in (1, 2):
+        moved(policy, version)
+        before = widest_gap(engine, policy)
+        travelled.clear()
+        synced.sync(module_of(policy, version), torch.device("cpu"))
+        assert widest_gap(engine, policy) < 1e-4 < 0.05 < before
+        assert widest_gap(engine, plain) > 0.05
+        assert sorted(travelled) == sorted(name for name, _ in policy.adapter_weights())
+        assert all(".lora_A." in name or ".lora_B." in name for name in travelled)
+        assert {one.policy_version for one in engine.generate(REQUESTS, SAMPLING)} == {version}
+        # The older ones are gone.
+        assert held(engine) == "{1}"
