@@ -44,8 +44,8 @@ def build(kind: str, folder: Path) -> Engine:
 
 
 @torch.no_grad()
-def moved(policy: Policy, seed: int, size: float = 0.1) -> Policy:
-    """The policy with its adapters moved, as training moves them."""
+def moved(policy: Policy, seed: int, size: float = 0.01) -> Policy:
+    """The policy with its adapters moved: far enough to be seen, and not so far that rounding is."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in policy.parameters():
         if parameter.requires_grad:
@@ -78,6 +78,11 @@ def held(engine: Engine) -> str:
     (server,) = engine._fleet.servers
     answer = server.http.call(server.post("collective_rpc", {"method": "list_loras"}))
     return str(answer["results"][0])
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="module", params=["in process", "server"])
