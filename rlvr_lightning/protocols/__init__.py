@@ -6,7 +6,6 @@ Each role is one constructor argument of `RLVRModule` or `RolloutDataModule`, on
 
 from rlvr_lightning.protocols.engines import (
     AdapterEngine,
-    Adapters,
     ApartEngine,
     Draws,
     RecordedEngine,
@@ -33,7 +32,7 @@ from rlvr_lightning.protocols.rollouts import (
     Task,
     Verifier,
 )
-from rlvr_lightning.protocols.run import ModelFolder, PolicyModel, RolloutData, TrainedModule
+from rlvr_lightning.protocols.run import Adapters, ModelFolder, PolicyModel, RolloutData, TrainedModule
 
 __all__ = [
     "AdapterEngine",

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from rlvr_lightning.protocols.run import ModelFolder
+from rlvr_lightning.protocols.run import Adapters, ModelFolder
 from rlvr_lightning.types import Generation, GenerationRequest, SamplingSpec
 
 
@@ -48,21 +47,6 @@ class RolloutEngine(Protocol):
     def close(self) -> None:
         """Free what the engine holds. Calling it twice does no harm."""
         ...
-
-
-@dataclass(frozen=True)
-class Adapters:
-    """What the low-rank adapters beside a policy's weights are like.
-
-    Args:
-        rank: the highest.
-        targets: last names of the layers they stand beside, such as `q_proj`.
-        obstacle: what else they change than the product of linear layers; empty where that is all.
-    """
-
-    rank: int
-    targets: tuple[str, ...]
-    obstacle: str = ""
 
 
 @runtime_checkable

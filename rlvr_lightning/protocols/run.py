@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
@@ -15,7 +16,6 @@ from rlvr_lightning.types import Prompt, Rollout, TokenBatch
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from rlvr_lightning.protocols.engines import Adapters
     from rlvr_lightning.protocols.objective import VocabStatistic
 
 
@@ -36,6 +36,21 @@ class ModelFolder(Protocol):
     def load(self, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
         """The model as it stands in the folder, without adapters, its weights in `dtype`."""
         ...
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """What the low-rank adapters beside a policy's weights are like.
+
+    Args:
+        rank: the highest.
+        targets: last names of the layers they stand beside, such as `q_proj`.
+        obstacle: what else they change than the product of linear layers; empty where that is all.
+    """
+
+    rank: int
+    targets: tuple[str, ...]
+    obstacle: str = ""
 
 
 @runtime_checkable

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import cast
 
 import pytest
 import torch
 from peft import LoraConfig
-
 
 from rlvr_lightning.models.policy import Policy
 from rlvr_lightning.models.source import ModelSource
@@ -54,9 +53,7 @@ def moved(policy: Policy, seed: int, size: float = 0.01) -> Policy:
 
 
 def module_of(policy: Policy, version: int) -> TrainedModule:
-    return cast(
-        TrainedModule, SimpleNamespace(policy=policy, policy_version=version, compute_dtype=torch.float32)
-    )
+    return cast(TrainedModule, SimpleNamespace(policy=policy, policy_version=version, compute_dtype=torch.float32))
 
 
 @torch.no_grad()
@@ -94,9 +91,7 @@ def synced(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     synced.close()
 
 
-def test_the_adapters_alone_travel_and_are_drawn_with(
-    synced: SyncedEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_adapters_alone_travel_and_are_drawn_with(synced: SyncedEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = cast(Engine, synced.engine)
     assert engine.takes_adapters
     plain = Policy(ModelSource())
@@ -123,3 +118,100 @@ def test_the_adapters_alone_travel_and_are_drawn_with(
         assert {one.policy_version for one in engine.generate(REQUESTS, SAMPLING)} == {version}
         # The older ones are gone.
         assert held(engine) == "{1}"
+
+
+def own_name(name: str) -> str:
+    parts = {
+        **dict.fromkeys(("q_proj", "k_proj", "v_proj"), "qkv_proj"),
+        **dict.fromkeys(("gate_proj", "up_proj"), "gate_up_proj"),
+    }
+    return ".".join(parts.get(piece, piece) for piece in name.split("."))
+
+
+def test_a_stale_or_missing_adapter_is_named(synced: SyncedEngine) -> None:
+    engine = cast(Engine, synced.engine)
+    policy = moved(Policy(SOURCE), 1)
+    before = {name: weight.clone() for name, weight in policy.adapter_weights()}
+    module = module_of(moved(policy, 2, 2e-4), 3)
+    weights = PolicyWeights(module, torch.float32, base_sums(module, torch.float32))
+    after = dict(weights)
+
+    def differ(given: dict[str, torch.Tensor]) -> tuple[str, ...]:
+        engine.sync(list(given.items()), 3)
+        (workers,) = engine.weight_sums()
+        found = compare(weights.sums, workers)
+        # Every weight and every matrix can be looked at.
+        assert not found.hidden
+        return found.differ
+
+    assert differ(after) == ()
+    for name in [name for name in after if "layers.1" in name]:
+        assert differ({**after, name: before[name]}) == (own_name(name),)
+    for layer in ("model.layers.0.self_attn.v_proj", "model.layers.2.mlp.down_proj"):
+        left = {name: weight for name, weight in after.items() if not name.startswith(layer)}
+        assert differ(left) == (own_name(f"{layer}.lora_A.weight"), own_name(f"{layer}.lora_B.weight"))
+
+
+def test_a_base_that_is_another_is_named(synced: SyncedEngine) -> None:
+    engine = cast(Engine, synced.engine)
+    policy = Policy(SOURCE)
+    with torch.no_grad():
+        policy.causal_lm.model.layers[1].mlp.up_proj.base_layer.weight.add_(1e-4)
+    weights = PolicyWeights(module_of(policy, 4), torch.float32, base_sums(module_of(policy, 4), torch.float32))
+    engine.sync(weights, 4)
+    (workers,) = engine.weight_sums()
+    assert compare(weights.sums, workers).differ == ("model.layers.1.mlp.gate_up_proj.weight",)
+
+
+def test_a_server_that_is_started_again_is_given_the_adapters_again(synced: SyncedEngine) -> None:
+    engine = synced.engine
+    if not isinstance(engine, VLLMServerEngine):
+        pytest.skip("there is none")
+    policy = moved(Policy(SOURCE), 5)
+    assert engine._own is not None
+    engine._own._processes[0].kill()
+    synced.sync(module_of(policy, 5), torch.device("cpu"))
+    assert engine.take_counts() == {"restarts": 1}
+    assert widest_gap(engine, policy) < 1e-4
+
+
+NOT_TAKEN = {
+    "use_dora=true": {"use_dora": True},
+    "vLLM takes ranks up to 512, the highest here is 513": {"rank_pattern": {"q_proj": 513}},
+}
+MERGED = "after each step the adapters are merged with the weights, all of which travel: "
+
+
+def merged_and_drawn_with(kind: str, source: ModelSource, folder: Path) -> None:
+    synced = SyncedEngine(build(kind, folder), source)
+    engine, policy = cast(Engine, synced.engine), Policy(source)
+    synced.reserve(96)
+    try:
+        for version in (1, 2):
+            synced.sync(module_of(moved(policy, version), version), torch.device("cpu"))
+            assert not engine.takes_adapters
+            assert widest_gap(engine, policy) < 1e-4
+            assert widest_gap(engine, Policy(ModelSource())) > 0.01
+    finally:
+        synced.close()
+
+
+@pytest.mark.parametrize(("why", "kind"), [*((why, "in process") for why in NOT_TAKEN), ("use_dora=true", "server")])
+def test_what_vllm_cannot_take_is_merged(why: str, kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "rlvr_lightning"):
+        merged_and_drawn_with(kind, ModelSource(lora=LoraConfig(**{**LINEAR, **NOT_TAKEN[why]})), tmp_path)
+    assert caplog.messages == [MERGED + why]
+
+
+def test_what_turns_out_not_to_be_taken_once_vllm_has_started_is_merged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rlvr_lightning.rollout.engines.vllm.worker import WorkerExtension
+
+    real = WorkerExtension.rlvr_adapter_obstacle
+    monkeypatch.setattr(
+        WorkerExtension, "rlvr_adapter_obstacle", lambda self, rank, targets: real(self, rank, [*targets, "router"])
+    )
+    with caplog.at_level("INFO", "rlvr_lightning"):
+        merged_and_drawn_with("in process", SOURCE, tmp_path)
+    assert caplog.messages == [f"{MERGED}vLLM has no adapters for router of this model"]

@@ -35,6 +35,17 @@ LEAST = Version("0.32")
 ROOMS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 
+class Offered:
+    """An engine that is told what a policy has beside its weights."""
+
+    takes_adapters = False
+    _offered: Adapters | None = None
+
+    def offer(self, adapters: Adapters | None) -> None:
+        """What the policy has beside its weights; before the engine is started."""
+        self._offered = adapters
+
+
 def room(rank: int) -> int:
     """The rank that vLLM makes room for."""
     return next(step for step in ROOMS if step >= rank)
@@ -86,7 +97,7 @@ def settled(adapters: Adapters | None, found: str) -> bool:
     if adapters is None:
         return False
     if is_first_rank():
-        way = f"merged with the weights, all of which travel: {obstacles[0]}" if obstacles else "travel alone"
+        way = f"are merged with the weights, all of which travel: {obstacles[0]}" if obstacles else "travel alone"
         log.info("after each step the adapters %s", way)
     return not obstacles
 
@@ -169,6 +180,8 @@ async def server_obstacle(server: Server, adapters: Adapters, folder: Path) -> s
     Raises:
         ServerDownError: it does not answer.
     """
+    if adapters.obstacle:
+        return adapters.obstacle
     try:
         await server.post("v1/load_lora_adapter", {}, plain=True)
     except MissingError:

@@ -24,12 +24,12 @@ from rlvr_lightning.rollout.engines.vllm.requests import chosen_logprobs, engine
 from rlvr_lightning.types import Generation, GenerationRequest, SamplingSpec
 
 if TYPE_CHECKING:
-    from rlvr_lightning.protocols import Adapters, ModelFolder
+    from rlvr_lightning.protocols import ModelFolder
 
 EXTENSION = "rlvr_lightning.rollout.engines.vllm.worker.WorkerExtension"
 
 
-class VLLMEngine:
+class VLLMEngine(beside.Offered):
     """Draws responses with vLLM.
 
     Args:
@@ -71,12 +71,6 @@ class VLLMEngine:
         self._device = torch.device("cpu")
         self._group = RankGroup()
         self._asleep = False
-        self._offered: Adapters | None = None
-        self.takes_adapters = False
-
-    def offer(self, adapters: Adapters | None) -> None:
-        """What the policy has beside its weights; before `start`."""
-        self._offered = adapters
 
     def start(self, source: ModelFolder, device: torch.device, max_length: int, dtype: torch.dtype) -> None:
         """Bring vLLM up with the folder's weights, on this rank's device. Every rank must call it.
@@ -112,9 +106,7 @@ class VLLMEngine:
                 **(beside.options(offered) if offered is not None and not obstacle else {}),
             )
         if offered is not None and not obstacle:
-            (obstacle,) = self._llm.collective_rpc(
-                "rlvr_adapter_obstacle", args=(offered.rank, list(offered.targets))
-            )
+            (obstacle,) = self._llm.collective_rpc("rlvr_adapter_obstacle", args=(offered.rank, list(offered.targets)))
         self.takes_adapters, self._asleep = beside.settled(offered, obstacle), False
 
     @property

@@ -25,12 +25,12 @@ from rlvr_lightning.rollout.gathering import from_all_ranks, is_first_rank
 from rlvr_lightning.types import Generation, GenerationRequest, SamplingSpec
 
 if TYPE_CHECKING:
-    from rlvr_lightning.protocols import Adapters, ModelFolder
+    from rlvr_lightning.protocols import ModelFolder
 
 log = logging.getLogger(__name__)
 
 
-class VLLMServerEngine:
+class VLLMServerEngine(beside.Offered):
     """Asks vLLM servers for responses.
 
     Args:
@@ -106,15 +106,9 @@ class VLLMServerEngine:
         self._http: HttpThread | None = None
         self._fleet: Fleet | None = None
         self._own: OwnServers | None = None
-        self._sender: WeightSender | None = None
+        self._sender: WeightSender | beside.AdapterSender | None = None
         # Of this run: what another one has given a server is not taken for its own.
         self._run = ""
-        self._offered: Adapters | None = None
-        self.takes_adapters = False
-
-    def offer(self, adapters: Adapters | None) -> None:
-        """What the policy has beside its weights; before `start`."""
-        self._offered = adapters
 
     def start(self, source: ModelFolder, device: torch.device, max_length: int, dtype: torch.dtype) -> None:
         """Start the servers, or find them. Every rank must call it.

@@ -52,7 +52,7 @@ class Update:
         Raises:
             RolloutError: one of them does not do it.
         """
-        self.each(lambda server: server.post(path, payload, UPDATE_S, **params))
+        self.each(lambda server: server.post(path, payload, UPDATE_S, plain=False, **params))
 
     def each(self, call: Callable[[Server], Awaitable[Any]]) -> None:
         """Do something with all servers at once.
