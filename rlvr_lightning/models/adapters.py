@@ -175,7 +175,8 @@ def described(model: PreTrainedModel, config: Any) -> Adapters:
         for name, layer in layers
         if type(layer.get_base_layer()) is not nn.Linear or layer.get_base_layer() is head
     ]
-    obstacle = "use_dora=true" if config.use_dora else "lora_bias=true" if config.lora_bias else ""
-    if other:
-        obstacle = f"{other[0]} is adapted, which is no inner linear layer"
+    obstacle = f"{other[0]} is adapted, which is no inner linear layer" if other else ""
+    for setting in ("use_dora", "lora_bias"):
+        if getattr(config, setting):
+            obstacle = f"{setting}=true"
     return Adapters(rank, targets, obstacle)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +12,9 @@ from typing import cast
 import pytest
 import torch
 from peft import LoraConfig
+from training import SMALL
 
+from rlvr_lightning.callbacks.table import read_table
 from rlvr_lightning.models.policy import Policy
 from rlvr_lightning.models.source import ModelSource
 from rlvr_lightning.protocols import TrainedModule
@@ -182,6 +186,10 @@ NOT_TAKEN = {
 MERGED = "after each step the adapters are merged with the weights, all of which travel: "
 
 
+def told(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name.startswith("rlvr_lightning")]
+
+
 def merged_and_drawn_with(kind: str, source: ModelSource, folder: Path) -> None:
     synced = SyncedEngine(build(kind, folder), source)
     engine, policy = cast(Engine, synced.engine), Policy(source)
@@ -200,7 +208,7 @@ def merged_and_drawn_with(kind: str, source: ModelSource, folder: Path) -> None:
 def test_what_vllm_cannot_take_is_merged(why: str, kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO", "rlvr_lightning"):
         merged_and_drawn_with(kind, ModelSource(lora=LoraConfig(**{**LINEAR, **NOT_TAKEN[why]})), tmp_path)
-    assert caplog.messages == [MERGED + why]
+    assert told(caplog) == [MERGED + why]
 
 
 def test_what_turns_out_not_to_be_taken_once_vllm_has_started_is_merged(
@@ -214,4 +222,25 @@ def test_what_turns_out_not_to_be_taken_once_vllm_has_started_is_merged(
     )
     with caplog.at_level("INFO", "rlvr_lightning"):
         merged_and_drawn_with("in process", SOURCE, tmp_path)
-    assert caplog.messages == [f"{MERGED}vLLM has no adapters for router of this model"]
+    assert told(caplog) == [f"{MERGED}vLLM has no adapters for router of this model"]
+
+
+FORMS = {
+    "in process": ("engine=vllm",),
+    "one engine over two ranks": ("engine=vllm", "engine.tensor_parallel=2", "trainer.devices=2", "strategy=fsdp"),
+    "a tensor-parallel server": ("engine=vllm_server", "engine.tensor_parallel=2"),
+    "while responses are under way": ("engine=vllm_server", "rollout.max_lag=1"),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_run_draws_with_its_adapters_after_every_sync(form: str, tmp_path: Path) -> None:
+    small = [item for item in SMALL if not item.startswith("engine=")]
+    more = ("conf=grpo", "peft=lora", "optim.lr=0.01", "trainer.max_epochs=4", "rollout.prompts_per_step=4")
+    command = [sys.executable, "-m", "rlvr_lightning", "fit", *small, *more, *FORMS[form], f"output_dir={tmp_path}"]
+    done = subprocess.run(command, check=True, timeout=400, capture_output=True, text=True)
+    assert "after each step the adapters travel alone" in done.stdout + done.stderr
+    table = [row for row in read_table(tmp_path / "logs" / "metrics.csv") if "rollout/canary_gap_max" in row]
+    assert len(table) == 4
+    assert max(float(row["rollout/canary_gap_max"]) for row in table) < 1e-4
+    assert {row.get("engine/refused", "0.0") for row in table} == {"0.0"}
