@@ -170,11 +170,7 @@ def described(model: PreTrainedModel, config: Any) -> Adapters:
     rank = max(layer.r[adapter] for _, layer in layers for adapter in layer.active_adapters)
     targets = tuple(sorted({name.rpartition(".")[2] for name, _ in layers}))
     head = model.get_output_embeddings()
-    other = [
-        name
-        for name, layer in layers
-        if type(layer.get_base_layer()) is not nn.Linear or layer.get_base_layer() is head
-    ]
+    other = [name for name, layer in layers if type(layer.get_base_layer()) is not nn.Linear or layer is head]
     obstacle = f"{other[0]} is adapted, which is no inner linear layer" if other else ""
     for setting in ("use_dora", "lora_bias"):
         if getattr(config, setting):
