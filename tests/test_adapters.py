@@ -83,6 +83,38 @@ def test_merged_weights_are_the_adapted_policy(name: str, folder: Path) -> None:
         assert all(torch.equal(value, before[key]) for key, value in policy.state_dict().items())
 
 
+APART = {
+    "dora": "use_dora=true",
+    "dora_rslora": "use_dora=true",
+    "biases_of_adapters": "lora_bias=true",
+    "embeddings": "model.embed_tokens is adapted, which is no inner linear layer",
+    "embeddings_dora": "use_dora=true",
+    "output_layer": "lm_head is adapted, which is no inner linear layer",
+}
+
+
+@pytest.mark.parametrize("name", MERGED)
+def test_base_and_adapters_are_the_merged_weights(name: str, folder: Path) -> None:
+    policy = trained(Policy(source(folder, **MERGED[name])))
+    adapters = policy.adapters()
+    assert adapters is not None
+    assert adapters.obstacle == APART.get(name, "")
+    base = {name: weight.clone() for name, weight in policy.base_weights()}
+    assert all(torch.equal(base[name], weight) for name, weight in whole(folder).named_parameters())
+    if not adapters.obstacle:
+        alone = dict(policy.adapter_weights())
+        for name in [name.removesuffix(".lora_A.weight") for name in alone if "lora_A" in name]:
+            base[f"{name}.weight"] += alone[f"{name}.lora_B.weight"] @ alone[f"{name}.lora_A.weight"]
+            assert name.rpartition(".")[2] in adapters.targets
+        assert adapters.rank == max(len(weight) for name, weight in alone.items() if "lora_A" in name)
+        for name, weight in policy.full_weights():
+            torch.testing.assert_close(base[name], weight, rtol=0, atol=1e-5)
+
+
+def test_a_policy_without_adapters_has_none(folder: Path) -> None:
+    assert Policy(ModelSource(str(folder))).adapters() is None
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_merged_is_refused(name: str, folder: Path) -> None:
     with pytest.raises(ConfigError, match=rf"peft.config.{name}=.* is refused: "):

@@ -1,4 +1,4 @@
-"""LoRA adapters: beside which weights they stand, how they begin, and the merged weights."""
+"""LoRA adapters: beside which weights they stand, how they begin, and what they and the weights are, merged or apart."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from rlvr_lightning.errors import ConfigError
 from rlvr_lightning.models.loading import exchange, local_parameter
+from rlvr_lightning.protocols import Adapters
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -141,3 +142,37 @@ def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         elif rest == "weight":
             for part, weight in _merged(adapted[owner]).named_parameters():
                 yield f"{owner}.{part}", weight.detach()
+
+
+@torch.no_grad()
+def base_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """All weights but the adapters under their names in the model's folder; a collective under a sharded strategy."""
+    for name, parameter in model.named_parameters():
+        if (own := checkpoint_name(name)) is not None:
+            yield own, gathered(parameter)
+
+
+@torch.no_grad()
+def adapter_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The two matrices of each plain adapter, whose product is what it adds: its scale is part of the second.
+
+    Under a sharded strategy this is a collective: every rank must exhaust it.
+    """
+    for name, layer in _adapted(model):
+        (adapter,) = layer.active_adapters
+        yield f"{name}.lora_A.weight", gathered(layer.lora_A[adapter].weight)
+        yield f"{name}.lora_B.weight", gathered(layer.lora_B[adapter].weight) * layer.scaling[adapter]
+
+
+def described(model: PreTrainedModel, config: Any) -> Adapters:
+    """What a model's adapters are like."""
+    layers = _adapted(model)
+    rank = max(layer.r[adapter] for _, layer in layers for adapter in layer.active_adapters)
+    targets = tuple(sorted({name.rpartition(".")[2] for name, _ in layers}))
+    head = model.get_output_embeddings()
+    other = [name for name, layer in layers if type(layer.get_base_layer()) is not nn.Linear or layer is head]
+    obstacle = f"{other[0]} is adapted, which is no inner linear layer" if other else ""
+    for setting in ("use_dora", "lora_bias"):
+        if getattr(config, setting):
+            obstacle = f"{setting}=true"
+    return Adapters(rank, targets, obstacle)

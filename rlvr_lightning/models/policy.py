@@ -14,13 +14,21 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from rlvr_lightning.models.adapters import add_adapters, begin, checkpoint_name, merged_weights
+from rlvr_lightning.models.adapters import (
+    adapter_weights,
+    add_adapters,
+    base_weights,
+    begin,
+    checkpoint_name,
+    described,
+    merged_weights,
+)
 from rlvr_lightning.models.attention import packed_lengths, set_attention
 from rlvr_lightning.models.loading import build, fill, fingerprint
 from rlvr_lightning.models.plain_head import check_plain_head
 from rlvr_lightning.models.recompute import recompute
 from rlvr_lightning.objective.token_stats import Statistics, token_stats
-from rlvr_lightning.protocols import VocabStatistic
+from rlvr_lightning.protocols import Adapters, VocabStatistic
 from rlvr_lightning.types import TokenBatch
 
 if TYPE_CHECKING:
@@ -57,6 +65,7 @@ class Policy(nn.Module):
         if trainable:
             recompute(model.get_decoder().layers, source.gradient_checkpointing)
         self.has_adapters = trainable and source.lora is not None
+        self._lora = source.lora
         if not self.has_adapters:
             model.requires_grad_(trainable)
         # No dropout: a sampled token must have the same probability each time it is scored.
@@ -112,6 +121,20 @@ class Policy(nn.Module):
         """
         self.free_gathered()
         yield from merged_weights(self.causal_lm)
+
+    def adapters(self) -> Adapters | None:
+        """What stands beside the weights; None where nothing does."""
+        return described(self.causal_lm, self._lora) if self.has_adapters else None
+
+    def base_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """All weights but the adapters, otherwise as `full_weights` gives them."""
+        self.free_gathered()
+        yield from base_weights(self.causal_lm)
+
+    def adapter_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """The adapters alone, otherwise as `full_weights` gives them."""
+        self.free_gathered()
+        yield from adapter_weights(self.causal_lm)
 
 
 def lengths(batch: TokenBatch) -> list[int] | None:

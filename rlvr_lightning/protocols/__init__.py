@@ -5,6 +5,7 @@ Each role is one constructor argument of `RLVRModule` or `RolloutDataModule`, on
 """
 
 from rlvr_lightning.protocols.engines import (
+    AdapterEngine,
     ApartEngine,
     Draws,
     RecordedEngine,
@@ -31,9 +32,11 @@ from rlvr_lightning.protocols.rollouts import (
     Task,
     Verifier,
 )
-from rlvr_lightning.protocols.run import ModelFolder, PolicyModel, RolloutData, TrainedModule
+from rlvr_lightning.protocols.run import Adapters, ModelFolder, PolicyModel, RolloutData, TrainedModule
 
 __all__ = [
+    "AdapterEngine",
+    "Adapters",
     "AdvantageEstimator",
     "Aggregator",
     "ApartEngine",

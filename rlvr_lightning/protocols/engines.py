@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from rlvr_lightning.protocols.run import ModelFolder
+from rlvr_lightning.protocols.run import Adapters, ModelFolder
 from rlvr_lightning.types import Generation, GenerationRequest, SamplingSpec
 
 
@@ -46,6 +46,20 @@ class RolloutEngine(Protocol):
 
     def close(self) -> None:
         """Free what the engine holds. Calling it twice does no harm."""
+        ...
+
+
+@runtime_checkable
+class AdapterEngine(Protocol):
+    """An engine that may be able to add adapters to the weights it has read itself."""
+
+    def offer(self, adapters: Adapters | None) -> None:
+        """Before it is started: what the policy has beside its weights. Every rank must call it."""
+        ...
+
+    @property
+    def takes_adapters(self) -> bool:
+        """Once it is started, the same on every rank: whether its `sync` is to be given the adapters alone."""
         ...
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
@@ -37,6 +38,21 @@ class ModelFolder(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Adapters:
+    """What the low-rank adapters beside a policy's weights are like.
+
+    Args:
+        rank: the highest.
+        targets: last names of the layers they stand beside, such as `q_proj`.
+        obstacle: what else they change than the product of linear layers; empty where that is all.
+    """
+
+    rank: int
+    targets: tuple[str, ...]
+    obstacle: str = ""
+
+
 @runtime_checkable
 class PolicyModel(Protocol):
     """A policy's forward pass."""
@@ -57,6 +73,18 @@ class PolicyModel(Protocol):
 
     def full_weights(self) -> Iterator[tuple[str, Tensor]]:
         """All weights under their checkpoint names; under a sharded strategy a collective."""
+        ...
+
+    def adapters(self) -> Adapters | None:
+        """What stands beside the weights."""
+        ...
+
+    def base_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """All weights as they were before adapters were trained; under a sharded strategy a collective."""
+        ...
+
+    def adapter_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """The adapters alone; under a sharded strategy a collective."""
         ...
 
 

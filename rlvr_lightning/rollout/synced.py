@@ -9,6 +9,7 @@ import torch
 
 from rlvr_lightning.errors import EngineLostError, RolloutError
 from rlvr_lightning.protocols import (
+    AdapterEngine,
     ApartEngine,
     ModelFolder,
     RecordedEngine,
@@ -20,7 +21,7 @@ from rlvr_lightning.protocols import (
 from rlvr_lightning.rollout.canary import Canary
 from rlvr_lightning.rollout.gathering import from_all_ranks, is_first_rank
 from rlvr_lightning.rollout.streams import stream_of
-from rlvr_lightning.rollout.weight_sums import PolicyWeights
+from rlvr_lightning.rollout.weight_sums import PolicyWeights, Summed, base_sums
 from rlvr_lightning.types import Generation, GenerationRequest, SamplingSpec
 
 log = logging.getLogger(__name__)
@@ -46,6 +47,8 @@ class SyncedEngine:
         self.refused = 0
         self._length, self._started = 0, False
         self._last: tuple[TrainedModule, torch.device] | None = None
+        # Of the weights an engine that takes adapters has read itself: they never change.
+        self._base: dict[str, Summed] | None = None
 
     def reserve(self, length: int) -> None:
         """Prompt and response together may be as long as this [tokens]. Before the engine is started."""
@@ -70,6 +73,8 @@ class SyncedEngine:
         if not self._started:
             if phase is not None:
                 phase("starting")
+            if isinstance(self.engine, AdapterEngine):
+                self.engine.offer(module.policy.adapters())
             self.engine.start(self.source, device, self._length, module.compute_dtype)
             self._started = True
         if self.engine.policy_version != module.policy_version:
@@ -81,7 +86,9 @@ class SyncedEngine:
 
     def _give(self, module: TrainedModule) -> None:
         dtype = self.engine.weights_dtype if isinstance(self.engine, TypedEngine) else module.compute_dtype
-        weights = PolicyWeights(module, dtype)
+        if isinstance(self.engine, AdapterEngine) and self.engine.takes_adapters:
+            self._base = self._base or base_sums(module, dtype)
+        weights = PolicyWeights(module, dtype, self._base)
         for _ in range(MOST_RETURNS + 1):
             self.engine.sync(weights, module.policy_version)
             if self.canary is None or self.canary.check(self.engine, module, weights.sums):
@@ -176,5 +183,5 @@ class SyncedEngine:
         """Free the engine; it may be started again."""
         if self._started:
             self.engine.close()
-            self._started = False
+            self._started, self._base = False, None
             self.engine.policy_version = -1

@@ -53,24 +53,53 @@ class PolicyWeights:
     Args:
         module: whose policy it is.
         dtype: the engine holds them in.
+        base: sums of the weights that the engine has read itself; then the adapters beside them are gone through alone.
     """
 
-    def __init__(self, module: TrainedModule, dtype: torch.dtype) -> None:
-        self._module, self._dtype = module, dtype
+    def __init__(self, module: TrainedModule, dtype: torch.dtype, base: Mapping[str, Summed] | None = None) -> None:
+        self._module, self._dtype, self._base = module, dtype, base
         self.sums: dict[str, Summed] = {}
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        found: dict[str, Tensor] = {}
-        shapes: list[Sequence[int]] = []
-        for name, weight in self._module.policy.full_weights():
-            held = weight.detach().to(self._dtype)
-            norm = torch.linalg.vector_norm(held, dtype=torch.float32).double()
-            found[name] = torch.stack([held.sum(dtype=torch.float64), norm])
-            shapes.append(weight.shape)
+        policy, adder = self._module.policy, _Adder(self._dtype)
+        for name, weight in policy.full_weights() if self._base is None else policy.adapter_weights():
+            adder.add(name, weight)
             yield name, weight
-        # Only of a pass to the end; one look at the device for all of them.
-        numbers = zip(found, torch.stack(list(found.values())).tolist(), shapes, strict=True)
-        self.sums = {name: Summed.of(total, norm, shape, self._dtype) for name, (total, norm), shape in numbers}
+        # Only of a pass to the end.
+        self.sums = {**(self._base or {}), **adder.told()}
+
+
+class _Adder:
+    """Adds weights up, each for itself, and looks at the device once.
+
+    Args:
+        dtype: the engine holds them in.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+        self._found: dict[str, Tensor] = {}
+        self._shapes: list[Sequence[int]] = []
+
+    def add(self, name: str, weight: Tensor) -> None:
+        """One more."""
+        held = weight.detach().to(self._dtype)
+        norm = torch.linalg.vector_norm(held, dtype=torch.float32).double()
+        self._found[name] = torch.stack([held.sum(dtype=torch.float64), norm])
+        self._shapes.append(weight.shape)
+
+    def told(self) -> dict[str, Summed]:
+        """The sums by their weights' names."""
+        numbers = zip(self._found, torch.stack(list(self._found.values())).tolist(), self._shapes, strict=True)
+        return {name: Summed.of(total, norm, shape, self._dtype) for name, (total, norm), shape in numbers}
+
+
+def base_sums(module: TrainedModule, dtype: torch.dtype) -> dict[str, Summed]:
+    """Sums of a policy's weights without its adapters; under a sharded strategy a collective."""
+    adder = _Adder(dtype)
+    for name, weight in module.policy.base_weights():
+        adder.add(name, weight)
+    return adder.told()
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ vLLM (test_servers.py).
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -14,7 +15,9 @@ from typing import Any
 
 import torch
 from aiohttp import web
+from safetensors.torch import load_file
 
+from rlvr_lightning.models.policy import Policy
 from rlvr_lightning.models.source import ModelSource
 from rlvr_lightning.rollout.engines.transformers_engine import TransformersEngine
 from rlvr_lightning.types import GenerationRequest, SamplingSpec
@@ -36,12 +39,20 @@ class Stub:
         version: of vLLM, as it says.
         max_length: of the model, as it says [tokens].
         missing: routes it does not have.
+        obstacle: why its workers take no adapters; None where it was started without any.
     """
 
     def __init__(
-        self, port: int = 0, version: str = "0.32.0", max_length: int = 512, missing: tuple[str, ...] = ()
+        self,
+        port: int = 0,
+        version: str = "0.32.0",
+        max_length: int = 512,
+        missing: tuple[str, ...] = (),
+        obstacle: str | None = None,
     ) -> None:
-        self.version, self.max_length, self.missing = version, max_length, missing
+        self.version, self.max_length, self.missing, self.obstacle = version, max_length, missing, obstacle
+        # What requests may name, besides the model.
+        self.names: set[str] = set()
         self.fault: Fault = _none
         # Changes an answer that would be right.
         self.spoil: Callable[[dict[str, Any]], None] = lambda answer: None
@@ -80,7 +91,7 @@ class Stub:
 
     def forget(self) -> None:
         """As after a restart by hand: the model's own weights again."""
-        self.label, self.dropped = "default", set()
+        self.label, self.dropped, self.names = "default", set(), set()
         self._engine.start(SOURCE, torch.device("cpu"), self.max_length, torch.float32)
 
     async def _serve(self, port: int) -> int:
@@ -93,11 +104,12 @@ class Stub:
         }
         for name in ("pause", "resume", "start_weight_update", "reset_prefix_cache", "init_weight_transfer_engine"):
             posts[name] = self._nothing
+        if self.obstacle is not None:
+            posts |= {"v1/load_lora_adapter": self._name, "update_weight_version": self._label}
         gets = {"health": {}, "version": {"version": self.version}, "weight_info": {"weight_version": self.label}}
-        gets |= {
-            "v1/models": {"data": [{"id": "policy", "max_model_len": self.max_length}]},
-            "get_world_size": {"world_size": 1},
-        }
+        gets |= {"get_world_size": {"world_size": 1}}
+        if "v1/models" not in self.missing:
+            app.router.add_get("/v1/models", self._models)
         for name, handler in posts.items():
             if name not in self.missing:
                 app.router.add_post(f"/{name}", handler)
@@ -109,6 +121,34 @@ class Stub:
         site = web.TCPSite(self._runner, "127.0.0.1", port, reuse_address=True)
         await site.start()
         return int(site._server.sockets[0].getsockname()[1])  # type: ignore[union-attr]
+
+    async def _models(self, request: web.Request) -> web.Response:
+        cards = [{"id": name, "parent": "policy"} for name in self.names]
+        return web.json_response({"data": [{"id": "policy", "max_model_len": self.max_length}, *cards]})
+
+    async def _name(self, request: web.Request) -> web.Response:
+        if (name := (await request.json()).get("lora_name")) is None:
+            return web.Response(status=422)
+        self.calls.append("load_lora_adapter")
+        self.names.add(name)
+        return web.Response(text="Success")
+
+    async def _label(self, request: web.Request) -> web.Response:
+        self.label = (await request.json())["new_version"]
+        return web.json_response({})
+
+    @torch.no_grad()
+    def _add(self, folder: str) -> None:
+        """What a worker does with adapters, whose scale is one."""
+        found = load_file(Path(folder) / "adapter_model.safetensors")
+        told = json.loads((Path(folder) / "adapter_config.json").read_text())
+        assert told["r"] == told["lora_alpha"]
+        weights = {name: weight.clone() for name, weight in Policy(SOURCE).full_weights()}
+        for name in [name for name in found if "lora_A" in name]:
+            own = name.removeprefix("base_model.model.").replace("lora_A.", "")
+            weights[own] += found[name.replace("lora_A", "lora_B")] @ found[name]
+        with self._lock:
+            self._engine.sync(list(weights.items()), 0)
 
     async def _nothing(self, request: web.Request) -> web.Response:
         self.calls.append(request.path[1:])
@@ -139,6 +179,13 @@ class Stub:
         return web.json_response({})
 
     async def _rpc(self, request: web.Request) -> web.Response:
+        asked = await request.json()
+        if asked["method"] == "rlvr_adapter_obstacle":
+            return web.json_response({"results": [self.obstacle]})
+        if asked["method"] == "rlvr_load_adapters":
+            self.calls.append("rlvr_load_adapters")
+            self._add(*asked["args"])
+            return web.json_response({"results": [None]})
         sums = {name: float(weight.double().sum()) for name, weight in self._engine._model.named_parameters()}  # type: ignore[union-attr]
         return web.json_response({"results": [{"sums": sums, "computed": [], "packed": {}}]})
 
@@ -147,6 +194,8 @@ class Stub:
         if (answer := await self.fault(self.asked)) is not None:
             return answer
         asked = await request.json()
+        if asked.get("model", "policy") not in {"policy", *self.names}:
+            return web.Response(status=404, text="no such model")
         return await _json(await asyncio.get_running_loop().run_in_executor(None, self._drawn, asked))
 
     def _drawn(self, asked: dict[str, Any]) -> dict[str, Any]:

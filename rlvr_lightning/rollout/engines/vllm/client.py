@@ -32,6 +32,10 @@ class StaleError(RolloutError):
     """A server has drawn a response with other weights than those it was given."""
 
 
+class MissingError(RolloutError):
+    """A server does not have what it is asked for."""
+
+
 class Server:
     """A server of vLLM.
 
@@ -45,6 +49,8 @@ class Server:
     def __init__(self, url: str, http: HttpThread, timeout_s: float, router: str | None = None) -> None:
         self.url, self.http, self.timeout_s = url.rstrip("/"), http, timeout_s
         self.asked = (router or url).rstrip("/")
+        # What it draws from beside its weights, by its name.
+        self.adapters: str | None = None
         # Requests under way.
         self.load = 0
         # It does not answer; it holds other weights than it should.
@@ -57,13 +63,21 @@ class Server:
         return not (self.down or self.stale)
 
     async def post(
-        self, path: str, payload: Any = None, timeout_s: float = PROMPT_S, *, base: str | None = None, **params: str
+        self,
+        path: str,
+        payload: Any = None,
+        timeout_s: float = PROMPT_S,
+        *,
+        base: str | None = None,
+        plain: bool = False,
+        **params: str,
     ) -> Any:
-        """A call's answer.
+        """A call's answer: JSON, or text where it is plain.
 
         Raises:
             ServerDownError: there is none.
             AgainError: the server failed.
+            MissingError: the server does not have what is asked for.
             RolloutError: the server refused.
         """
         url = f"{base or self.url}/{path}"
@@ -74,8 +88,9 @@ class Server:
                 if response.status in RETRIED:
                     raise AgainError(f"{url} answered {response.status}: {_short(text)}")
                 if response.status >= 400:
-                    raise RolloutError(f"{url} refused: {response.status}: {_short(text)}")
-                return await response.json(content_type=None) if text else None
+                    kind = MissingError if response.status == 404 else RolloutError
+                    raise kind(f"{url} refused: {response.status}: {_short(text)}")
+                return text if plain else await response.json(content_type=None) if text else None
         except (aiohttp.ClientError, OSError) as error:
             raise ServerDownError(f"{url} does not answer: {error or type(error).__name__}") from error
         except asyncio.TimeoutError as error:  # noqa: UP041 - other than OSError's before Python 3.11
@@ -114,13 +129,22 @@ class Server:
             AgainError: there is no answer in time, or none that can be used.
             StaleError: the response was drawn with weights that are not this run's.
         """
-        payload = {"token_ids": list(request.token_ids), "sampling_params": sampling_params(request, sampling)}
+        payload: dict[str, Any] = {
+            "token_ids": list(request.token_ids),
+            "sampling_params": sampling_params(request, sampling),
+        }
+        if self.adapters is not None:
+            payload["model"] = self.adapters
         try:
             answer = await self.post("inference/v1/generate", payload, self.timeout_s, base=self.asked)
         except ServerDownError as error:
             # A connection may break under a server that is well.
             await self.get("health")
             raise AgainError(str(error)) from error
+        except MissingError as error:
+            if self.adapters is None:
+                raise
+            raise StaleError(f"{self.asked} does not hold this run's adapters ({error})") from error
         try:
             (choice,) = answer["choices"]
             logprobs = [float(entry["logprob"]) for entry in choice["logprobs"]["content"]]

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from rlvr_lightning.errors import ConfigError, RolloutError
 from rlvr_lightning.rollout.engines.dtypes import EngineDtype, check_dtype, engine_dtype
+from rlvr_lightning.rollout.engines.vllm import adapters as beside
 from rlvr_lightning.rollout.engines.vllm.groups import RankGroup, launched
 from rlvr_lightning.rollout.engines.vllm.installed import check_vllm
 from rlvr_lightning.rollout.engines.vllm.requests import chosen_logprobs, engine_options, generation, sampling_params
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 EXTENSION = "rlvr_lightning.rollout.engines.vllm.worker.WorkerExtension"
 
 
-class VLLMEngine:
+class VLLMEngine(beside.Offered):
     """Draws responses with vLLM.
 
     Args:
@@ -83,6 +84,8 @@ class VLLMEngine:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(self.cpu_kv_cache_gb))
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        offered = self._offered
+        obstacle = "" if offered is None else beside.obstacle(offered, source)
         with launched(device), _own_threads():
             from vllm import LLM
 
@@ -100,8 +103,11 @@ class VLLMEngine:
                 # Ranks that share an engine draw the same random numbers, others their own.
                 seed=self._group.number,
                 **engine_options(max_length, on_cpu=on_cpu),
+                **(beside.options(offered) if offered is not None and not obstacle else {}),
             )
-        self._asleep = False
+        if offered is not None and not obstacle:
+            (obstacle,) = self._llm.collective_rpc("rlvr_adapter_obstacle", args=(offered.rank, list(offered.targets)))
+        self.takes_adapters, self._asleep = beside.settled(offered, obstacle), False
 
     @property
     def _sleeps(self) -> bool:
@@ -114,15 +120,14 @@ class VLLMEngine:
             RolloutError: responses are still being drawn.
         """
         assert self._llm is not None, "start the engine before syncing"
-        cast_weights = ((name, weight.to(self._cast)) for name, weight in weights)
         with self._on_device():
             if self._asleep:
                 self._llm.wake_up(tags=["weights"])
-            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": cast_weights})
-            if self._device.type == "cpu":
-                from rlvr_lightning.rollout.engines.vllm.worker import repack_tied_head
-
-                self._llm.apply_model(repack_tied_head)
+            if self.takes_adapters:
+                with beside.written(weights, self._cast, None) as made:
+                    self._llm.collective_rpc("rlvr_load_adapters", args=(str(made),))
+            else:
+                self._reload(weights)
             if self._asleep:
                 self._llm.wake_up(tags=["kv_cache"])
                 self._asleep = False
@@ -130,11 +135,20 @@ class VLLMEngine:
                 raise RolloutError("vLLM could not reset its prefix cache: requests are still running")
         self.policy_version = policy_version
 
+    def _reload(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        cast_weights = ((name, weight.to(self._cast)) for name, weight in weights)
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": cast_weights})
+        if self._device.type == "cpu":
+            from rlvr_lightning.rollout.engines.vllm.worker import repack_tied_head
+
+            self._llm.apply_model(repack_tied_head)
+
     def rest(self) -> None:
         """On a GPU, give back what is held: the cache, and the weights, without which nothing is drawn until a sync."""
         if self._llm is not None and self._sleeps and not self._asleep:
             with self._on_device():
-                self._llm.sleep(level=2)
+                # Weights that never come anew wait in the host's memory.
+                self._llm.sleep(level=1 if self.takes_adapters else 2)
             self._asleep, self.policy_version = True, -1
 
     def generate(self, requests: Sequence[GenerationRequest], sampling: SamplingSpec) -> list[Generation]:
@@ -151,7 +165,9 @@ class VLLMEngine:
             try:
                 for place, request in enumerate(everyones):
                     prompt = {"prompt_token_ids": list(request.token_ids)}
-                    added.append(engine.add_request(str(place), prompt, _params(request, sampling)))
+                    added.append(
+                        engine.add_request(str(place), prompt, _params(request, sampling), lora_request=self._named())
+                    )
                 while engine.has_unfinished_requests():
                     for output in engine.step():
                         place = int(output.request_id)
@@ -161,6 +177,16 @@ class VLLMEngine:
                 # Whoever stops listening leaves none behind, of which the next weights would be refused.
                 if engine.has_unfinished_requests():
                     engine.abort_request(added, internal=True)
+
+    def _named(self) -> Any:
+        """The adapters, as a request names them: they are there, whatever the path."""
+        if not self.takes_adapters:
+            return None
+        from vllm.lora.request import LoRARequest
+
+        from rlvr_lightning.rollout.engines.vllm.worker import FIRST
+
+        return LoRARequest(beside.NAME, FIRST, beside.NAME)
 
     def _generation(self, output: Any, sampling: SamplingSpec) -> Generation:
         tokens, greedy = output.token_ids, sampling.temperature == 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +47,7 @@ class OwnServers:
         max_length: prompt and response together [tokens].
         device: the trainer's; servers on GPUs take those after the trainers'.
         backend: how weights reach them, by vLLM's name.
+        more: arguments of theirs.
 
     Raises:
         ConfigError: a port is taken, or there are not GPUs enough.
@@ -60,9 +61,10 @@ class OwnServers:
         max_length: int,
         device: torch.device,
         backend: str,
+        more: Mapping[str, Any],
     ) -> None:
         self.settings, self._restarts = settings, 0
-        arguments = server_arguments(settings, model, dtype, max_length, backend, on_cpu=device.type == "cpu")
+        arguments = server_arguments(settings, model, dtype, max_length, backend, more, on_cpu=device.type == "cpu")
         self._processes = [
             ServerProcess(
                 arguments,
@@ -131,6 +133,7 @@ class OwnServers:
         """Of a server: what it may use of this machine."""
         environment = {
             "VLLM_SERVER_DEV_MODE": "1",
+            "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
             "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",
             "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "WARNING"),
             # The servers' workers import this package, wherever it lies.
@@ -152,7 +155,14 @@ class OwnServers:
 
 
 def server_arguments(
-    settings: ServerSettings, model: str, dtype: torch.dtype, max_length: int, backend: str, *, on_cpu: bool
+    settings: ServerSettings,
+    model: str,
+    dtype: torch.dtype,
+    max_length: int,
+    backend: str,
+    more: Mapping[str, Any],
+    *,
+    on_cpu: bool,
 ) -> list[str]:
     """Of vLLM's server; docs/cluster.md shows them."""
     options: dict[str, Any] = {
@@ -168,6 +178,7 @@ def server_arguments(
         "worker_extension_cls": EXTENSION,
         "weight_transfer_config": f'{{"backend": "{backend}"}}',
         **engine_options(max_length, on_cpu=on_cpu),
+        **more,
     }
     if not on_cpu:
         options["gpu_memory_utilization"] = settings.gpu_memory_utilization
@@ -177,7 +188,7 @@ def server_arguments(
         if isinstance(value, bool):
             arguments.append(f"--{flag}" if value else f"--no-{flag}")
         else:
-            arguments += [f"--{flag}", str(value)]
+            arguments += [f"--{flag}", *(map(str, value) if isinstance(value, list) else [str(value)])]
     return arguments
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rlvr_lightning.errors import ConfigError, EngineLostError, RolloutError
 from rlvr_lightning.rollout.engines.dtypes import EngineDtype, check_dtype, engine_dtype
+from rlvr_lightning.rollout.engines.vllm import adapters as beside
 from rlvr_lightning.rollout.engines.vllm.client import Server, ServerDownError
 from rlvr_lightning.rollout.engines.vllm.fleet import Fleet
 from rlvr_lightning.rollout.engines.vllm.http import HttpThread
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-class VLLMServerEngine:
+class VLLMServerEngine(beside.Offered):
     """Asks vLLM servers for responses.
 
     Args:
@@ -105,7 +106,7 @@ class VLLMServerEngine:
         self._http: HttpThread | None = None
         self._fleet: Fleet | None = None
         self._own: OwnServers | None = None
-        self._sender: WeightSender | None = None
+        self._sender: WeightSender | beside.AdapterSender | None = None
         # Of this run: what another one has given a server is not taken for its own.
         self._run = ""
 
@@ -117,25 +118,37 @@ class VLLMServerEngine:
         """
         self._cast, self._http = engine_dtype(self.dtype, dtype), HttpThread()
         self._sender = choose_sender(self.transfer, Path(self.transfer_folder), device)
+        offered, obstacle = self._offered, ""
         if is_first_rank() and not self.urls:
-            self._own = OwnServers(self.settings, source.folder, self._cast, max_length, device, self._sender.backend)
-        told = from_all_ranks([self._begin(max_length)] if is_first_rank() else [])[0]
+            obstacle = "" if offered is None else beside.obstacle(offered, source)
+            more = {} if offered is None or obstacle else beside.options(offered)
+            backend = self._sender.backend
+            self._own = OwnServers(self.settings, source.folder, self._cast, max_length, device, backend, more)
+        told = from_all_ranks([self._begin(max_length, obstacle)] if is_first_rank() else [])[0]
         if isinstance(told, str):
             raise RolloutError(told)
-        urls, self._run = told
+        urls, self._run, obstacle = told
         servers = [Server(url, self._http, self.timeout_s, self.router) for url in urls]
+        self.takes_adapters = beside.settled(offered, obstacle)
+        if self.takes_adapters:
+            self._sender = beside.AdapterSender(Path(self.transfer_folder))
+            for server in servers:
+                server.adapters = beside.NAME
         self._fleet = Fleet(servers, self._http, self.retries)
 
-    def _begin(self, max_length: int) -> tuple[list[str], str] | str:
-        """The servers' URLs and the run's name; what went wrong, for all ranks to raise."""
+    def _begin(self, max_length: int, obstacle: str) -> tuple[list[str], str, str] | str:
+        """The servers' URLs, the run's name and what is in the way of adapters; what went wrong, for all ranks to raise."""
         assert self._http is not None
         try:
             urls = self.urls if self._own is None else self._own.start(self._http)
-            for url in urls:
-                self._http.call(check_server(Server(url, self._http, self.timeout_s), max_length))
+            for server in (Server(url, self._http, self.timeout_s) for url in urls):
+                self._http.call(check_server(server, max_length))
+                if self._offered is not None and not obstacle:
+                    asked = beside.server_obstacle(server, self._offered, Path(self.transfer_folder))
+                    obstacle = self._http.call(asked)
         except RolloutError as error:
             return str(error)
-        return urls, secrets.token_hex(4)
+        return urls, secrets.token_hex(4), obstacle
 
     def sync(self, weights: Iterable[tuple[str, Tensor]], policy_version: int) -> None:
         """Bring back servers that are gone, and give all of them the weights. Every rank must call it.

@@ -19,7 +19,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rlvr_lightning.errors import RolloutError
-from rlvr_lightning.rollout.engines.vllm.client import AgainError, Server
+from rlvr_lightning.rollout.engines.vllm.client import Server
+from rlvr_lightning.rollout.engines.vllm.update import UPDATE_S, Update
 from rlvr_lightning.rollout.gathering import is_first_rank
 
 Weights = Iterable[tuple[str, Tensor]]
@@ -27,8 +28,6 @@ Transfer = Literal["auto", "files", "nccl", "ipc"]
 TRANSFERS = ("auto", "files", "nccl", "ipc")
 # Tensors that travel together; a larger one goes alone.
 BUCKET_BYTES = 64 * 2**20
-# Of a call that loads weights [seconds].
-UPDATE_S = 600.0
 
 
 @runtime_checkable
@@ -77,7 +76,7 @@ class FileSender:
             for _ in weights:  # gathering a sharded weight takes every rank
                 pass
             return
-        with _Update(servers, label) as update:
+        with Update(servers, label) as update:
             bucket = _Bucket(self.folder)
             try:
                 for name, weight in weights:
@@ -130,51 +129,6 @@ class _Bucket:
         self.size, self._held = 0, []
 
 
-class _Update:
-    """An update of all servers at once, during which they hold their requests back.
-
-    Args:
-        servers: that take it.
-        label: of the new weights.
-    """
-
-    def __init__(self, servers: Sequence[Server], label: str) -> None:
-        self.servers, self.label = servers, label
-
-    def __enter__(self) -> _Update:
-        self.everywhere("pause", mode="keep")
-        self.everywhere("start_weight_update")
-        return self
-
-    def load(self, update_info: Any) -> None:
-        """Have them load what is described."""
-        self.everywhere("update_weights", {"update_info": update_info})
-
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        if kind is None:
-            self.everywhere("finish_weight_update", {"weight_version": self.label})
-            # What is under way computes its prompt and what it has written anew.
-            self.everywhere("reset_prefix_cache", reset_running_requests="true")
-            self.everywhere("resume")
-
-    def everywhere(self, path: str, payload: Any = None, **params: str) -> None:
-        """Call all servers.
-
-        Raises:
-            RolloutError: one of them does not do it.
-        """
-
-        async def all_of_them() -> None:
-            await asyncio.gather(*(server.post(path, payload, UPDATE_S, **params) for server in self.servers))
-
-        try:
-            self.servers[0].http.call(all_of_them())
-        except AgainError as error:
-            raise RolloutError(
-                f"a server does not take the policy's weights (is it of the same model?): {error}"
-            ) from error
-
-
 @dataclass(frozen=True)
 class _Described:
     name: str
@@ -210,8 +164,8 @@ class _Client:
     def __init__(self, servers: Sequence[Server]) -> None:
         self.servers, self.label = servers, ""
 
-    def _update(self) -> _Update:
-        return _Update(self.servers, self.label)
+    def _update(self) -> Update:
+        return Update(self.servers, self.label)
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
         """Introduce each server's workers, with their places in the group."""

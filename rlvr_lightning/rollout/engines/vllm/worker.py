@@ -20,9 +20,15 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
+from vllm.lora.request import LoRARequest
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
 BACKEND = "rlvr_files"
+# In the name of a weight that adapters stand beside.
+BESIDE = ".base_layer."
+# What vLLM counts adapters from.
+FIRST = 1
 
 
 @dataclass
@@ -114,11 +120,42 @@ class WorkerExtension:
         """The sum of each weight, and which of a checkpoint's tensors vLLM has made one of."""
         return weight_sums(cast(Any, self).model_runner.get_model())
 
+    def rlvr_adapter_obstacle(self, rank: int, targets: list[str], seen: str | None = None) -> str:
+        """Why this worker cannot take adapters; empty where it can.
+
+        Args:
+            rank: the highest.
+            targets: last names of the layers they stand beside.
+            seen: a file where they will be, of a trainer that may be on another machine.
+        """
+        manager = getattr(cast(Any, self).model_runner.get_model(), "lora_manager", None)
+        if manager is None:
+            return "started without --enable-lora"
+        if rank > manager.lora_config.max_lora_rank:
+            return f"--max-lora-rank is {manager.lora_config.max_lora_rank}, the highest rank {rank}"
+        taken = {
+            name.rpartition(".")[2]
+            for name, module in manager.modules.items()
+            if isinstance(module, BaseLinearLayerWithLoRA)
+        }
+        taken |= {part for name in taken for part in manager.packed_modules_mapping.get(name, ())}
+        if missing := sorted(set(targets) - taken):
+            return f"vLLM has no adapters for {', '.join(missing)} of this model"
+        if seen is not None and not Path(seen).is_file():
+            return f"{Path(seen).parent} (engine.transfer_folder) is another folder there"
+        return ""
+
+    def rlvr_load_adapters(self, folder: str) -> None:
+        """Replace the adapters by those in a folder; requests go on to name them as before."""
+        runner = cast(Any, self).model_runner
+        number = max(runner.list_loras(), default=FIRST)
+        runner.add_lora(LoRARequest("adapters", number, folder, load_inplace=True))
+
 
 def weight_sums(model: torch.nn.Module) -> dict[str, Any]:
     """Sums of the weights a model computes with, by vLLM's names; those it holds in another form are left out."""
     sums = {
-        name: weight.detach().sum(dtype=torch.float64)
+        name.replace(BESIDE, "."): weight.detach().sum(dtype=torch.float64)
         for name, weight in model.named_parameters()
         if weight.numel() and weight.is_floating_point()
     }
@@ -126,11 +163,29 @@ def weight_sums(model: torch.nn.Module) -> dict[str, Any]:
     for name, module in model.named_modules():
         # On the CPU what is multiplied with is a packed copy: what it makes of ones is the sum of its weights.
         if hasattr(module, "cpu_linear") and hasattr(module, "input_size"):
-            sums[f"{name}.weight"] = _of_packed(cast(Any, module))
-            computed.append(f"{name}.weight")
+            own = f"{name}.weight".replace(BESIDE, ".")
+            sums[own] = _of_packed(cast(Any, module))
+            computed.append(own)
+    sums |= _adapter_sums(getattr(model, "lora_manager", None))
     told = dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True))
     packed: dict[str, Sequence[str]] = getattr(model, "packed_modules_mapping", {})
     return {"sums": told, "computed": computed, "packed": {name: list(parts) for name, parts in packed.items()}}
+
+
+def _adapter_sums(manager: Any) -> dict[str, Tensor]:
+    """Of the adapters that are computed with; all of them nothing where there are none."""
+    if manager is None:
+        return {}
+    number = max(manager.list_adapters(), default=FIRST)
+    slots = [place for place, held in enumerate(manager.lora_index_to_id) if held == number]
+    sums: dict[str, Tensor] = {}
+    for name, module in manager.modules.items():
+        if not isinstance(module, BaseLinearLayerWithLoRA):
+            continue
+        for part, matrices in (("A", module.lora_a_stacked), ("B", module.lora_b_stacked)):
+            held = [matrix[slots].sum(dtype=torch.float64) for matrix in matrices]
+            sums[f"{name}.lora_{part}.weight"] = torch.stack(held).sum()
+    return sums
 
 
 @torch.no_grad()
