@@ -104,8 +104,7 @@ class VLLMServerEngine(beside.Offered):
         )  # fmt: skip
         self.router, self.transfer, self.transfer_folder = router, transfer, transfer_folder
         self.timeout_s, self.retries, self.dtype = timeout_s, retries, dtype
-        self.policy_version = -1
-        self._cast = torch.float32
+        self.policy_version, self._cast = -1, torch.float32
         self._http: HttpThread | None = None
         self._fleet: Fleet | None = None
         self._own: OwnServers | None = None
