@@ -429,6 +429,7 @@ ELSEWHERE = {
         "tensor_parallel",
         "sleep",
         "dtype",
+        "adapters",
     },  # vllm_engine/
     "engine/vllm_server": {
         "servers",
@@ -448,6 +449,7 @@ ELSEWHERE = {
         "restarts",
         "log_folder",
         "dtype",
+        "adapters",
     },  # vllm_engine/
     "engine/replay": {"path"},  # rollout/test_replay.py
     "task/jsonl": HYGIENE,  # tasks/test_hygiene.py

@@ -61,6 +61,8 @@ class Stub:
         self.dropped: set[str] = set()
         self.label = "default"
         self._weights: dict[str, torch.Tensor] = {}
+        # Read here: two threads that build models at a time get in each other's way.
+        self._base = dict(Policy(SOURCE).full_weights())
         self._engine = TransformersEngine()
         self._engine.start(SOURCE, torch.device("cpu"), max_length, torch.float32)
         self._lock = threading.Lock()
@@ -143,7 +145,7 @@ class Stub:
         found = load_file(Path(folder) / "adapter_model.safetensors")
         told = json.loads((Path(folder) / "adapter_config.json").read_text())
         assert told["r"] == told["lora_alpha"]
-        weights = {name: weight.clone() for name, weight in Policy(SOURCE).full_weights()}
+        weights = {name: weight.clone() for name, weight in self._base.items()}
         for name in [name for name in found if "lora_A" in name]:
             own = name.removeprefix("base_model.model.").replace("lora_A.", "")
             weights[own] += found[name.replace("lora_A", "lora_B")] @ found[name]

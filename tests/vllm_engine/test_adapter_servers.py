@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import torch
 from peft import LoraConfig
 from stub import Stub
 
-from rlvr_lightning.errors import EngineLostError
+from rlvr_lightning.errors import ConfigError, EngineLostError
 from rlvr_lightning.models.policy import Policy
 from rlvr_lightning.models.source import ModelSource
 from rlvr_lightning.protocols import TrainedModule
@@ -44,7 +44,9 @@ def stubs() -> Iterator[list[Stub]]:
 
 
 def synced(policy: Policy, folder: Path, *stubs: Stub) -> SyncedEngine:
-    found = SyncedEngine(VLLMServerEngine(urls=[stub.url for stub in stubs], transfer_folder=str(folder)), SOURCE)
+    found = SyncedEngine(
+        VLLMServerEngine(urls=[stub.url for stub in stubs], transfer_folder=str(folder), adapters="alone"), SOURCE
+    )
     found.reserve(128)
     give(found, policy, 0)
     return found
@@ -126,3 +128,37 @@ def test_a_server_that_has_lost_its_adapters_is_given_them_again(
     assert len(dict(found.stream(REQUESTS, SAMPLING))) == len(REQUESTS)
     assert widest_gap(found, policy) < 1e-4
     found.close()
+
+
+@pytest.mark.parametrize(
+    ("way", "device", "declined"),
+    [
+        ("auto", "cpu", "on a CPU vLLM draws slowly with adapters"),
+        ("auto", "cuda", ""),
+        ("alone", "cpu", ""),
+        ("merged", "cuda", "engine.adapters=merged"),
+    ],
+)
+def test_whether_adapters_are_tried_at_all(way: Any, device: str, declined: str) -> None:
+    found = VLLMServerEngine(urls=["http://127.0.0.1:1"], adapters=way).declined(torch.device(device))
+    assert found.startswith(declined)
+    assert bool(found) == bool(declined)
+
+
+def test_a_server_is_given_merged_weights_by_default_on_a_cpu(policy: Policy, tmp_path: Path) -> None:
+    stub = Stub(obstacle="")
+    engine = VLLMServerEngine(urls=[stub.url], transfer_folder=str(tmp_path))
+    found = SyncedEngine(engine, SOURCE)
+    found.reserve(128)
+    try:
+        give(found, policy, 0)
+        assert not engine.takes_adapters
+        assert widest_gap(found, policy) < 1e-4
+    finally:
+        found.close()
+        stub.stop()
+
+
+def test_other_ways_are_refused() -> None:
+    with pytest.raises(ConfigError, match="engine.adapters must be one of auto, alone, merged; got 'split'"):
+        VLLMServerEngine(urls=["http://127.0.0.1:1"], adapters=cast(Any, "split"))

@@ -42,8 +42,8 @@ Engine = VLLMEngine | VLLMServerEngine
 
 def build(kind: str, folder: Path) -> Engine:
     if kind == "in process":
-        return VLLMEngine(max_num_seqs=16)
-    return VLLMServerEngine(max_num_seqs=16, log_folder=str(folder), restarts=9)
+        return VLLMEngine(max_num_seqs=16, adapters="alone")
+    return VLLMServerEngine(max_num_seqs=16, log_folder=str(folder), restarts=9, adapters="alone")
 
 
 @torch.no_grad()
@@ -236,7 +236,14 @@ FORMS = {
 @pytest.mark.parametrize("form", FORMS)
 def test_a_run_draws_with_its_adapters_after_every_sync(form: str, tmp_path: Path) -> None:
     small = [item for item in SMALL if not item.startswith("engine=")]
-    more = ("conf=grpo", "peft=lora", "optim.lr=0.01", "trainer.max_epochs=4", "rollout.prompts_per_step=4")
+    more = (
+        "conf=grpo",
+        "peft=lora",
+        "engine.adapters=alone",
+        "optim.lr=0.01",
+        "trainer.max_epochs=4",
+        "rollout.prompts_per_step=4",
+    )
     command = [sys.executable, "-m", "rlvr_lightning", "fit", *small, *more, *FORMS[form], f"output_dir={tmp_path}"]
     done = subprocess.run(command, check=True, timeout=400, capture_output=True, text=True)
     assert "after each step the adapters travel alone" in done.stdout + done.stderr

@@ -12,13 +12,13 @@ import logging
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from packaging.version import Version
 from torch import Tensor
 
-from rlvr_lightning.errors import RolloutError
+from rlvr_lightning.errors import ConfigError, RolloutError
 from rlvr_lightning.protocols import Adapters, ModelFolder
 from rlvr_lightning.rollout.engines.vllm.client import AgainError, MissingError, Server, ServerDownError
 from rlvr_lightning.rollout.engines.vllm.installed import vllm_version
@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 # What requests call them.
 NAME = "rlvr_adapters"
+Way = Literal["auto", "alone", "merged"]
+WAYS = ("auto", "alone", "merged")
 # Since then vLLM reads all that is used here.
 LEAST = Version("0.32")
 # vLLM makes room for one of these ranks; lower ones are padded.
@@ -36,14 +38,32 @@ ROOMS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 
 class Offered:
-    """An engine that is told what a policy has beside its weights."""
+    """An engine that is told what a policy has beside its weights.
+
+    Args:
+        way: `alone`, `merged`, or `auto`: alone on a GPU, for which vLLM has kernels for them.
+
+    Raises:
+        ConfigError: it is none of these.
+    """
 
     takes_adapters = False
     _offered: Adapters | None = None
 
+    def __init__(self, way: Way) -> None:
+        if way not in WAYS:
+            raise ConfigError(f"engine.adapters must be one of {', '.join(WAYS)}; got {way!r}")
+        self.adapters = way
+
     def offer(self, adapters: Adapters | None) -> None:
         """What the policy has beside its weights; before the engine is started."""
         self._offered = adapters
+
+    def declined(self, device: torch.device) -> str:
+        """Why a policy's adapters are not even tried; empty where they are."""
+        if self.adapters == "auto" and device.type == "cpu":
+            return "on a CPU vLLM draws slowly with adapters (engine.adapters=alone has them travel alone all the same)"
+        return "engine.adapters=merged" if self.adapters == "merged" else ""
 
 
 def room(rank: int) -> int:

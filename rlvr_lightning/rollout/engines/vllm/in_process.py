@@ -40,6 +40,7 @@ class VLLMEngine(beside.Offered):
         tensor_parallel: ranks that share an engine, neighbours on one machine; each has one of its own with 1.
         sleep: give a GPU's memory back while nothing is drawn, weights included, which come anew with the next policy.
         dtype: of the weights sampled from; `auto` is what the trainer computes in.
+        adapters: a LoRA policy's travel `alone`, or `merged` with the weights; `auto`: alone on a GPU, where vLLM can take them.
 
     Raises:
         ConfigError: a number is out of range, or the dtype unknown.
@@ -55,7 +56,9 @@ class VLLMEngine(beside.Offered):
         tensor_parallel: int = 1,
         sleep: bool = True,
         dtype: EngineDtype = "auto",
+        adapters: beside.Way = "auto",
     ) -> None:
+        super().__init__(adapters)
         check_dtype(dtype)
         if not 0 < gpu_memory_utilization < 1:
             raise ConfigError(f"engine.gpu_memory_utilization must be in (0, 1); got {gpu_memory_utilization}")
@@ -85,7 +88,7 @@ class VLLMEngine(beside.Offered):
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(self.cpu_kv_cache_gb))
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         offered = self._offered
-        obstacle = "" if offered is None else beside.obstacle(offered, source)
+        obstacle = "" if offered is None else self.declined(device) or beside.obstacle(offered, source)
         with launched(device), _own_threads():
             from vllm import LLM
 

@@ -51,6 +51,7 @@ class VLLMServerEngine(beside.Offered):
         restarts: of the run's own servers, in all.
         log_folder: takes what the run's own servers say.
         dtype: of the weights sampled from; `auto` is what the trainer computes in.
+        adapters: as in `engine=vllm`.
 
     Raises:
         ConfigError: a number is out of range, or settings contradict each other.
@@ -79,7 +80,9 @@ class VLLMServerEngine(beside.Offered):
         restarts: int = 3,
         log_folder: str = "servers",
         dtype: EngineDtype = "auto",
+        adapters: beside.Way = "auto",
     ) -> None:
+        super().__init__(adapters)
         check_dtype(dtype)
         self.urls = list(urls or [])
         if min(servers, tensor_parallel, max_num_seqs, cpu_kv_cache_gb) < 1 or min(retries, restarts, port) < 0:
@@ -101,8 +104,7 @@ class VLLMServerEngine(beside.Offered):
         )  # fmt: skip
         self.router, self.transfer, self.transfer_folder = router, transfer, transfer_folder
         self.timeout_s, self.retries, self.dtype = timeout_s, retries, dtype
-        self.policy_version = -1
-        self._cast = torch.float32
+        self.policy_version, self._cast = -1, torch.float32
         self._http: HttpThread | None = None
         self._fleet: Fleet | None = None
         self._own: OwnServers | None = None
@@ -118,9 +120,9 @@ class VLLMServerEngine(beside.Offered):
         """
         self._cast, self._http = engine_dtype(self.dtype, dtype), HttpThread()
         self._sender = choose_sender(self.transfer, Path(self.transfer_folder), device)
-        offered, obstacle = self._offered, ""
+        offered, obstacle = self._offered, self.declined(device)
         if is_first_rank() and not self.urls:
-            obstacle = "" if offered is None else beside.obstacle(offered, source)
+            obstacle = obstacle or ("" if offered is None else beside.obstacle(offered, source))
             more = {} if offered is None or obstacle else beside.options(offered)
             backend = self._sender.backend
             self._own = OwnServers(self.settings, source.folder, self._cast, max_length, device, backend, more)
