@@ -225,6 +225,7 @@ def test_two_ranks_with_one_server_learn_what_one_rank_does(engine: VLLMServerEn
         assert alone.keys() == shared.keys()
         assert float(shared["rollout/canary_gap_max"]) < 1e-4
         for name in alone:
-            # Of time, and of the differences themselves, nothing is alike.
+            # Of time nothing is alike; the gaps are what rounding makes of single tokens.
+            tolerance = 1e-4 if "gap" in name or "mismatch" in name else 1e-6
             if name.startswith(("reward/", "policy/", "rollout/", "verifier/", "val/", "engine/")):
-                assert float(shared[name]) == pytest.approx(float(alone[name]), abs=1e-6), name
+                assert float(shared[name]) == pytest.approx(float(alone[name]), abs=tolerance), name
