@@ -111,6 +111,20 @@ def test_each_weight_arrives_and_one_that_does_not_is_named(engine: VLLMServerEn
     assert engine.take_counts() == {}
 
 
+def test_who_draws_beside_the_trainer_is_left_half_of_the_cores(engine: VLLMServerEngine) -> None:
+    engine.sync(Policy(SOURCE).full_weights(), 2)
+    threads, there = torch.get_num_threads(), len(os.sched_getaffinity(0))
+    try:
+        torch.set_num_threads(there)
+        engine.generate(REQUESTS[:1], SAMPLING)
+        assert torch.get_num_threads() == there
+        (drawn,) = engine.submit(REQUESTS[:1], SAMPLING)
+        assert drawn.result().policy_version == 2
+        assert torch.get_num_threads() == max(1, there // 2)
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_a_killed_server_is_started_again_and_synced_before_it_serves(engine: VLLMServerEngine) -> None:
     policy = Policy(SOURCE)
     engine.sync(list(policy.full_weights()), 3)

@@ -228,6 +228,8 @@ class VLLMServerEngine(beside.Offered):
     def submit(self, requests: Sequence[GenerationRequest], sampling: SamplingSpec) -> list[Future[Generation]]:
         """Have responses drawn while this thread goes on."""
         assert self._fleet is not None, "start the engine before generating"
+        if self._own is not None:
+            self._own.draw_beside()
         return self._fleet.submit(requests, sampling)
 
     def replicas(self) -> list[VLLMServerEngine]:
