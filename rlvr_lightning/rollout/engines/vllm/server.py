@@ -211,7 +211,8 @@ class VLLMServerEngine(beside.Offered):
             EngineLostError: no server is left that holds the policy's weights; after those that have ended.
             RolloutError: a server answers wrongly again and again.
         """
-        places = {future: place for place, future in enumerate(self.submit(requests, sampling))}
+        assert self._fleet is not None, "start the engine before generating"
+        places = {future: place for place, future in enumerate(self._fleet.submit(requests, sampling))}
         lost: EngineLostError | None = None
         try:
             for future in as_completed(places):
