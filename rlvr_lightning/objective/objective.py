@@ -109,7 +109,7 @@ class Objective:
         return all(part.within_responses for part in self._components)
 
     def count(
-        self, masks: Sequence[tuple[Bool[Tensor, "B T"], Int[Tensor, "B T"] | None]], step: StepContext
+        self, masks: Sequence[tuple[Bool[Tensor, "_ _"], Int[Tensor, "_ _"] | None]], step: StepContext
     ) -> MaskCount:
         """Tokens and responses of the step that carry weight, from the masks and segments of this rank's micro-batches."""
         own = torch.stack([torch.stack([mask.sum(), count_responses(mask, segments)]) for mask, segments in masks])
