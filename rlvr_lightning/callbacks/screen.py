@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from rlvr_lightning.errors import ConfigError
 from rlvr_lightning.rollout.timeline import told
@@ -76,14 +76,15 @@ class ScreenCallback(Callback):
     def _open(self, trainer: L.Trainer) -> None:
         if trainer.is_global_zero and self.console.is_terminal and self._progress is None:
             columns = (
-                TextColumn("epoch {task.completed}/{task.total}"),
+                TextColumn("epoch {task.completed}/{task.total}", table_column=_fixed(11)),
                 BarColumn(bar_width=16),
-                TextColumn("[bold]{task.fields[phase]:<9}"),
-                TextColumn("{task.fields[numbers]}"),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
+                TextColumn("[bold]{task.fields[phase]:<9}", table_column=_fixed(9)),
+                # On a narrow terminal these alone are cut, at their end.
+                TextColumn("{task.fields[numbers]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
+                TimeElapsedColumn(table_column=_fixed(7)),
+                TimeRemainingColumn(table_column=_fixed(7)),
             )
-            self._progress = Progress(*columns, console=self.console)
+            self._progress = Progress(*columns, console=self.console, expand=True)
             self._progress.add_task("fit", total=trainer.max_epochs, phase=self._phase, numbers="")
             self._progress.start()
 
@@ -136,6 +137,11 @@ class ScreenCallback(Callback):
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
+
+
+def _fixed(width: int) -> Column:
+    """A column that keeps its width on a narrow terminal."""
+    return Column(no_wrap=True, min_width=width)
 
 
 def _accuracies(values: dict[str, float], module: Any) -> str:
