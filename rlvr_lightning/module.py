@@ -35,7 +35,8 @@ from rlvr_lightning.training.precision import compute_dtype
 from rlvr_lightning.training.sharding import ShardSettings, make_mesh, meet, shard
 from rlvr_lightning.types import StepBatch, TokenBatch
 
-DIAGNOSTICS_EVERY = 4
+# With four steps a phase, as here by default, it falls on each of them in turn.
+DIAGNOSTICS_EVERY = 5
 
 
 class RLVRModule(EvaluatedModule):

@@ -169,7 +169,7 @@ class Diagnostics(torch.nn.Module):
         gap = float(self.gap.max_value)
         held["gap"] = [gap] if gap > -math.inf else []
         held |= {f"terms/{name}": [float(value)] for name, value in self._terms.items()}
-        return {**held, "steps": [self._steps, self._skipped, self._idle, self._norms, self._tabled]}
+        return {**held, "steps": [self._steps, self._skipped, self._idle, self._norms], "tabled": [self._tabled]}
 
     def resume(self, ranks: Sequence[Mapping[str, list[float]]], rank: int, world_size: int) -> None:
         """Go on adding to what the ranks of a checkpoint had; any number of ranks may.
@@ -182,7 +182,9 @@ class Diagnostics(torch.nn.Module):
         if not ranks:
             return
         self._steps, self._skipped, self._idle = (int(count) for count in ranks[0]["steps"][:3])
-        self._norms, self._tabled = ranks[0]["steps"][3], int(ranks[0]["steps"][4])
+        self._norms = ranks[0]["steps"][3]
+        # A run that was begun before they were counted has tables of every step.
+        self._tabled = int(ranks[0].get("tabled", ranks[0]["steps"])[0])
         mine = [ranks[rank]] if len(ranks) == world_size else ranks if rank == 0 else []
         for held in mine:
             self.means.resume({key[6:]: values for key, values in held.items() if key.startswith("means/")})
