@@ -36,6 +36,8 @@ from rlvr_lightning.objective.objective import Objective
 from rlvr_lightning.objective.responses import response_places
 from rlvr_lightning.objective.scoring import Alone
 from rlvr_lightning.objective.step import Step
+from rlvr_lightning.protocols import ConstraintPolicy
+from rlvr_lightning.types import TokenTerm
 
 MEAN = AGGREGATORS["sequence_mean_token_mean"]
 
@@ -158,6 +160,16 @@ def test_a_choice_within_responses_is_that_of_the_whole_step() -> None:
         plans = [objective.plan(part, Alone(), known) for part in parts]
         for mask in whole.masks:
             assert torch.equal(torch.cat([plan.masks[mask] for plan in plans]), whole.masks[mask]), (name, mask)
+
+
+def test_a_component_of_ones_own_sees_the_whole_step_unless_it_says_otherwise() -> None:
+    class Own(ConstraintPolicy):
+        def __call__(self, stats: Any, part_ids: Any, planned: Any) -> tuple[TokenTerm, ...]:
+            return (TokenTerm("surrogate", -stats.logprobs * stats.advantages, over="reasoning"),)
+
+    assert not Objective(EntropyQuantile(), Own(), {}, MEAN).within_responses
+    assert not Objective(EntropyQuantile(), ClipKL(), {"kl_cov": KLCov()}, MEAN).within_responses
+    assert Objective(EntropyQuantile(), ClipKL(), {}, MEAN).within_responses
 
 
 def test_who_asks_for_the_whole_step_has_said_so() -> None:

@@ -99,9 +99,9 @@ class Component(Protocol):
     def within_responses(self) -> bool:
         """Whether what it chooses in a response depends on that response alone, and its terms are averaged over `response`.
 
-        Where all components say so, no micro-batch's plan waits for another's, and no pass is spent on it.
+        Where all components say so, a micro-batch's plan is made of its own statistics, and no pass is spent on it.
         """
-        return self.plans_on is None
+        return False
 
 
 @runtime_checkable

@@ -32,6 +32,8 @@ class ASPO(PerPartConstraint):
         ConfigError: a number is out of range, or (when bound) names other parts than the partitioner's.
     """
 
+    within_responses = True
+
     per_part: ClassVar[tuple[str, ...]] = ("clip_low", "clip_high")
 
     def __init__(self, clip_low: PerPart = 0.2, clip_high: PerPart = 0.2, dual_clip: float = 3.0) -> None:

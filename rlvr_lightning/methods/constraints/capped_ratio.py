@@ -29,6 +29,8 @@ class CappedRatio(ConstraintPolicy):
         ConfigError: a setting is out of range.
     """
 
+    within_responses = True
+
     def __init__(self, max_ratio: float = 10.0, variant: Literal["paper", "reference"] = "paper") -> None:
         if not max_ratio > 1:
             raise ConfigError(f"CappedRatio.max_ratio must be above 1; got {max_ratio}")

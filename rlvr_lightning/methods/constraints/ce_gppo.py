@@ -30,6 +30,8 @@ class CEGPPO(PerPartConstraint):
         ConfigError: a number is out of range, or (when bound) names other parts than the partitioner's.
     """
 
+    within_responses = True
+
     per_part: ClassVar[tuple[str, ...]] = ("clip_low", "clip_high", "beta_low", "beta_high")
 
     def __init__(

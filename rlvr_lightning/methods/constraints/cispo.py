@@ -27,6 +27,8 @@ class CISPO(PerPartConstraint):
         ConfigError: a number is out of range, or (when bound) names other parts than the partitioner's.
     """
 
+    within_responses = True
+
     per_part: ClassVar[tuple[str, ...]] = ("clip_low", "clip_high")
 
     def __init__(self, clip_low: PerPart = 1.0, clip_high: PerPart = 4.0) -> None:

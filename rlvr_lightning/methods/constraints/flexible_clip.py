@@ -32,6 +32,8 @@ class FlexibleClip(ConstraintPolicy):
         ConfigError: a number is out of range: beyond it the bounds would exclude the ratio 1.
     """
 
+    within_responses = True
+
     def __init__(
         self, alpha_low: float = -0.2, beta_low: float = 0.3, alpha_high: float = -0.3, beta_high: float = 0.4
     ) -> None:

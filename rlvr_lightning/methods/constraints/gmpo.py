@@ -27,6 +27,8 @@ class GMPO(ConstraintPolicy):
         ConfigError: a number is out of range.
     """
 
+    within_responses = True
+
     def __init__(self, clip_low: float = 0.4, clip_high: float = 0.4) -> None:
         check_number("GMPO", "clip_low", clip_low, 0)
         check_number("GMPO", "clip_high", clip_high, 0)

@@ -29,6 +29,8 @@ class GSPO(ConstraintPolicy):
         ConfigError: a number is out of range.
     """
 
+    within_responses = True
+
     def __init__(self, clip_low: float = 3e-4, clip_high: float = 4e-4) -> None:
         check_number("GSPO", "clip_low", clip_low, 0, 1)
         check_number("GSPO", "clip_high", clip_high, 0)

@@ -60,11 +60,6 @@ class OnlyPart(ConstraintPolicy):
         """The inner constraint's."""
         return self.constraint.plans_on
 
-    @property
-    def within_responses(self) -> bool:
-        """Its surrogate is averaged over a part."""
-        return False
-
     def plan(self, stats: TokenStats, part_ids: Int[Tensor, "B T"], step: StepContext) -> Tensor:
         """The inner constraint's."""
         return self.constraint.plan(stats, part_ids, step)

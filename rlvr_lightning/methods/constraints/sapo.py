@@ -26,6 +26,8 @@ class SAPO(ConstraintPolicy):
         ConfigError: a steepness is not positive.
     """
 
+    within_responses = True
+
     def __init__(self, tau_pos: float = 1.0, tau_neg: float = 1.05) -> None:
         for name, value in (("tau_pos", tau_pos), ("tau_neg", tau_neg)):
             if not value > 0:

@@ -23,6 +23,8 @@ class RandomShare(TokenPartitioner):
         ConfigError: the share is out of range.
     """
 
+    within_responses = True
+
     def __init__(self, share: float = 0.2) -> None:
         if not 0 < share < 1:
             raise ConfigError(f"RandomShare.share must be in (0, 1); got {share}")

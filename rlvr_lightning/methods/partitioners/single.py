@@ -13,6 +13,8 @@ from rlvr_lightning.types import TokenStats
 class SinglePart(TokenPartitioner):
     """All response tokens are treated alike."""
 
+    within_responses = True
+
     @property
     def parts(self) -> tuple[str, ...]:
         """`all`."""

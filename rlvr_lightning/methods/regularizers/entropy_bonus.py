@@ -21,6 +21,8 @@ class EntropyBonus(Regularizer):
         ConfigError: the coefficient is negative.
     """
 
+    within_responses = True
+
     def __init__(self, coef: float = 0.001) -> None:
         if coef < 0:
             raise ConfigError(f"EntropyBonus.coef must be at least 0; got {coef}")
