@@ -64,6 +64,8 @@ class OwnServers:
         more: Mapping[str, Any],
     ) -> None:
         self.settings, self._restarts, self._device = settings, 0, device
+        # The trainer's, before it left some of its cores to the servers.
+        self._threads: int | None = None
         arguments = server_arguments(settings, model, dtype, max_length, backend, more, on_cpu=device.type == "cpu")
         self._processes = [
             ServerProcess(
@@ -116,11 +118,15 @@ class OwnServers:
         """They draw while the trainer computes, which on a CPU leaves them half of the cores: threads that wait for each other
         on cores that others have taken make both slow (twice as slow as taking turns, with two threads on two cores).
         """
-        if self._device.type == "cpu":
-            torch.set_num_threads(min(torch.get_num_threads(), max(1, len(cores(0, 1).split(",")) // 2)))
+        if self._device.type == "cpu" and self._threads is None:
+            self._threads = torch.get_num_threads()
+            torch.set_num_threads(min(self._threads, max(1, len(_cores_here()) // 2)))
 
     def close(self) -> None:
         """End them all."""
+        if self._threads is not None:
+            torch.set_num_threads(self._threads)
+            self._threads = None
         if self._processes:
             with ThreadPoolExecutor(len(self._processes)) as pool:
                 list(pool.map(ServerProcess.close, self._processes))
@@ -201,9 +207,13 @@ def server_arguments(
 
 def cores(number: int, of: int) -> str:
     """A worker's share of the cores, as vLLM wants it: where there are fewer than workers, some share one."""
-    there = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    there = _cores_here()
     first, last = number * len(there) // of, max((number + 1) * len(there) // of, number * len(there) // of + 1)
     return ",".join(map(str, there[first:last]))
+
+
+def _cores_here() -> list[int]:
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 
 
 def gpus(place: int, wide: int, servers: int) -> list[str]:

@@ -20,8 +20,6 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
-from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
-from vllm.lora.request import LoRARequest
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
 BACKEND = "rlvr_files"
@@ -133,11 +131,7 @@ class WorkerExtension:
             return "started without --enable-lora"
         if rank > manager.lora_config.max_lora_rank:
             return f"--max-lora-rank is {manager.lora_config.max_lora_rank}, the highest rank {rank}"
-        taken = {
-            name.rpartition(".")[2]
-            for name, module in manager.modules.items()
-            if isinstance(module, BaseLinearLayerWithLoRA)
-        }
+        taken = {name.rpartition(".")[2] for name, _ in _adapted(manager)}
         taken |= {part for name in taken for part in manager.packed_modules_mapping.get(name, ())}
         if missing := sorted(set(targets) - taken):
             return f"vLLM has no adapters for {', '.join(missing)} of this model"
@@ -147,6 +141,8 @@ class WorkerExtension:
 
     def rlvr_load_adapters(self, folder: str) -> None:
         """Replace the adapters by those in a folder; requests go on to name them as before."""
+        from vllm.lora.request import LoRARequest
+
         runner = cast(Any, self).model_runner
         number = max(runner.list_loras(), default=FIRST)
         runner.add_lora(LoRARequest("adapters", number, folder, load_inplace=True))
@@ -172,6 +168,13 @@ def weight_sums(model: torch.nn.Module) -> dict[str, Any]:
     return {"sums": told, "computed": computed, "packed": {name: list(parts) for name, parts in packed.items()}}
 
 
+def _adapted(manager: Any) -> list[tuple[str, Any]]:
+    """The linear layers that adapters may stand beside. Imported here: vLLM before 0.32 need not have it so."""
+    from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
+
+    return [(name, module) for name, module in manager.modules.items() if isinstance(module, BaseLinearLayerWithLoRA)]
+
+
 def _adapter_sums(manager: Any) -> dict[str, Tensor]:
     """Of the adapters that are computed with; all of them nothing where there are none."""
     if manager is None:
@@ -179,9 +182,7 @@ def _adapter_sums(manager: Any) -> dict[str, Tensor]:
     number = max(manager.list_adapters(), default=FIRST)
     slots = [place for place, held in enumerate(manager.lora_index_to_id) if held == number]
     sums: dict[str, Tensor] = {}
-    for name, module in manager.modules.items():
-        if not isinstance(module, BaseLinearLayerWithLoRA):
-            continue
+    for name, module in _adapted(manager):
         for part, matrices in (("A", module.lora_a_stacked), ("B", module.lora_b_stacked)):
             held = [matrix[slots].sum(dtype=torch.float64) for matrix in matrices]
             sums[f"{name}.lora_{part}.weight"] = torch.stack(held).sum()
