@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from training import SMALL
 
 from rlvr_lightning.callbacks.drift import DriftWarning
+from rlvr_lightning.config.build import build_run
+from rlvr_lightning.config.compose import compose
 
 
 def told(callback: DriftWarning, gaps: list[float], caplog: pytest.LogCaptureFixture, **more: float) -> list[str]:
@@ -52,3 +56,9 @@ def test_a_resumed_run_goes_on_comparing(caplog: pytest.LogCaptureFixture) -> No
     second.load_state_dict(first.state_dict())
     assert len(told(second, [0.03] * 3, caplog)) == 1
     assert told(DriftWarning(), [0.03] * 3, caplog) == []
+
+
+def test_every_run_is_watched(tmp_path: Path) -> None:
+    run = build_run(compose([*SMALL, "conf=grpo", "rollout.prompts_per_step=8", f"output_dir={tmp_path}"]))
+    callbacks: list[Any] = run.trainer.callbacks  # type: ignore[attr-defined]
+    assert sum(isinstance(callback, DriftWarning) for callback in callbacks) == 1

@@ -6,10 +6,12 @@ The servers are stubs; real ones take adapters in test_adapters_alone.py.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import agreeing
 import pytest
 import torch
 from peft import LoraConfig
@@ -27,6 +29,7 @@ SOURCE = ModelSource(lora=LoraConfig(r=4, target_modules="all-linear", init_lora
 PROMPT = tuple(SOURCE.tokenizer("<user>1+2+3+4=<assistant>")["input_ids"])
 REQUESTS = [GenerationRequest(PROMPT, seed) for seed in range(6)]
 SAMPLING = SamplingSpec(1.0, 24, SOURCE.stop_token_ids())
+widest_gap = partial(agreeing.widest_gap, requests=REQUESTS, sampling=SAMPLING)
 
 
 @pytest.fixture
@@ -57,22 +60,11 @@ def give(found: SyncedEngine, policy: Policy, version: int) -> None:
     found.sync(cast(TrainedModule, module), torch.device("cpu"))
 
 
-@torch.no_grad()
-def widest_gap(found: SyncedEngine, policy: Policy) -> float:
-    gaps = []
-    for request, drawn in zip(REQUESTS, found.engine.generate(REQUESTS, SAMPLING), strict=True):
-        logits = policy.causal_lm(torch.tensor([request.token_ids + drawn.token_ids])).logits
-        scored = torch.log_softmax(logits[0, len(request.token_ids) - 1 : -1], -1)
-        chosen = scored.gather(-1, torch.tensor(drawn.token_ids).unsqueeze(-1)).squeeze(-1)
-        gaps.append(float((chosen - torch.tensor(drawn.logprobs)).abs().max()))
-    return max(gaps)
-
-
 def test_servers_started_for_adapters_are_given_them_alone(policy: Policy, stubs: list[Stub], tmp_path: Path) -> None:
     stubs += [Stub(obstacle=""), Stub(obstacle="")]
     found = synced(policy, tmp_path, *stubs)
     give(found, policy, 1)
-    assert widest_gap(found, policy) < 1e-4
+    assert widest_gap(found.engine, policy) < 1e-4
     for stub in stubs:
         # Named once, replaced at every sync, and forgotten is what was computed with the older ones.
         update = ["rlvr_load_adapters", "reset_prefix_cache", "resume"]
@@ -100,7 +92,7 @@ def test_where_one_server_cannot_take_adapters_all_are_given_merged_weights(
     assert stubs[1].url in line
     assert reason in line
     assert [stub.updates for stub in stubs] == [1, 1]
-    assert widest_gap(found, policy) < 1e-4
+    assert widest_gap(found.engine, policy) < 1e-4
     found.close()
 
 
@@ -112,7 +104,7 @@ def test_a_server_with_somebody_elses_adapters_is_given_merged_weights(
     with caplog.at_level("INFO", "rlvr_lightning"):
         found = synced(policy, tmp_path, *stubs)
     assert f"{stubs[0].url} holds adapters of somebody else's" in caplog.text
-    assert widest_gap(found, policy) < 1e-4
+    assert widest_gap(found.engine, policy) < 1e-4
     found.close()
 
 
@@ -126,7 +118,7 @@ def test_a_server_that_has_lost_its_adapters_is_given_them_again(
         found.engine.generate(REQUESTS, SAMPLING)
     assert cast(VLLMServerEngine, found.engine).take_counts()["refused"] >= 1
     assert len(dict(found.stream(REQUESTS, SAMPLING))) == len(REQUESTS)
-    assert widest_gap(found, policy) < 1e-4
+    assert widest_gap(found.engine, policy) < 1e-4
     found.close()
 
 
@@ -153,7 +145,7 @@ def test_a_server_is_given_merged_weights_by_default_on_a_cpu(policy: Policy, tm
     try:
         give(found, policy, 0)
         assert not engine.takes_adapters
-        assert widest_gap(found, policy) < 1e-4
+        assert widest_gap(found.engine, policy) < 1e-4
     finally:
         found.close()
         stub.stop()

@@ -5,10 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
+import agreeing
 import pytest
 import torch
 from peft import LoraConfig
@@ -37,6 +39,7 @@ SOURCE = ModelSource(lora=LoraConfig(**{**LINEAR, **UNEVEN, "exclude_modules": r
 PROMPTS = [tuple(SOURCE.tokenizer(f"<user>{text}<assistant>")["input_ids"]) for text in ("1+2+3+4=", "19+17+1-4=")]
 REQUESTS = [GenerationRequest(prompt, seed) for seed, prompt in enumerate(PROMPTS * 4)]
 SAMPLING = SamplingSpec(1.0, 24, SOURCE.stop_token_ids())
+widest_gap = partial(agreeing.widest_gap, requests=REQUESTS, sampling=SAMPLING)
 Engine = VLLMEngine | VLLMServerEngine
 
 
@@ -58,17 +61,6 @@ def moved(policy: Policy, seed: int, size: float = 0.01) -> Policy:
 
 def module_of(policy: Policy, version: int) -> TrainedModule:
     return cast(TrainedModule, SimpleNamespace(policy=policy, policy_version=version, compute_dtype=torch.float32))
-
-
-@torch.no_grad()
-def widest_gap(engine: Engine, policy: Policy) -> float:
-    gaps = []
-    for request, drawn in zip(REQUESTS, engine.generate(REQUESTS, SAMPLING), strict=True):
-        logits = policy.causal_lm(torch.tensor([request.token_ids + drawn.token_ids])).logits
-        scored = torch.log_softmax(logits[0, len(request.token_ids) - 1 : -1], -1)
-        chosen = scored.gather(-1, torch.tensor(drawn.token_ids).unsqueeze(-1)).squeeze(-1)
-        gaps.append(float((chosen - torch.tensor(drawn.logprobs)).abs().max()))
-    return max(gaps)
 
 
 def held(engine: Engine) -> str:

@@ -8,10 +8,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import agreeing
 import pytest
 import torch
 from training import SMALL, recorded
@@ -39,6 +41,7 @@ SOURCE = ModelSource()
 PROMPTS = [tuple(SOURCE.tokenizer(f"<user>{text}<assistant>")["input_ids"]) for text in ("1+2+3+4=", "19+17+1-4=")]
 REQUESTS = [GenerationRequest(prompt, seed) for seed, prompt in enumerate(PROMPTS * 8)]
 SAMPLING = SamplingSpec(1.0, 24, SOURCE.stop_token_ids())
+widest_gap = partial(agreeing.widest_gap, requests=REQUESTS, sampling=SAMPLING)
 
 
 @pytest.fixture(scope="module")
@@ -49,17 +52,6 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VLLMServerEngin
     yield engine
     engine.close()
     engine.close()
-
-
-@torch.no_grad()
-def widest_gap(engine: VLLMServerEngine, policy: Policy) -> float:
-    gaps = []
-    for request, drawn in zip(REQUESTS, engine.generate(REQUESTS, SAMPLING), strict=True):
-        logits = policy.causal_lm(torch.tensor([request.token_ids + drawn.token_ids])).logits
-        scored = torch.log_softmax(logits[0, len(request.token_ids) - 1 : -1], -1)
-        chosen = scored.gather(-1, torch.tensor(drawn.token_ids).unsqueeze(-1)).squeeze(-1)
-        gaps.append(float((chosen - torch.tensor(drawn.logprobs)).abs().max()))
-    return max(gaps)
 
 
 def pids(engine: VLLMServerEngine) -> list[int]:
@@ -243,3 +235,17 @@ def test_two_ranks_with_one_server_learn_what_one_rank_does(engine: VLLMServerEn
             tolerance = 1e-4 if "gap" in name or "mismatch" in name else 1e-6
             if name.startswith(("reward/", "policy/", "rollout/", "verifier/", "val/", "engine/")):
                 assert float(shared[name]) == pytest.approx(float(alone[name]), abs=tolerance), name
+
+
+def test_a_server_of_another_model_does_not_take_the_weights(engine: VLLMServerEngine) -> None:
+    weights = dict(Policy(SOURCE).full_weights())
+    engine.sync(weights.items(), 0)
+    other = {name: weight[..., :-1] if "mlp" in name else weight for name, weight in weights.items()}
+    with pytest.raises(RolloutError, match=r"does not take the policy's weights \(is it of the same model\?\)"):
+        engine.sync(other.items(), 1)
+    # It is in the middle of an update now, and is replaced.
+    os.kill(pids(engine)[1], signal.SIGKILL)
+    with pytest.raises((EngineLostError, RolloutError)):
+        draw_on(engine)
+    engine.sync(weights.items(), 2)
+    assert widest_gap(engine, Policy(SOURCE)) < 1e-4

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import agreeing
 import pytest
 import torch
 from training import SMALL
@@ -38,18 +39,9 @@ def engine() -> Iterator[VLLMEngine]:
     engine.close()
 
 
-@torch.no_grad()
 def widest_gap(engine: VLLMEngine, policy: Policy, temperature: float = 1.0) -> float:
     requests = [GenerationRequest(prompt, seed) for seed, prompt in enumerate(PROMPTS * 4)]
-    sampling = SamplingSpec(temperature, 40, SOURCE.stop_token_ids())
-    gaps = []
-    for request, drawn in zip(requests, engine.generate(requests, sampling), strict=True):
-        logits = policy.causal_lm(torch.tensor([request.token_ids + drawn.token_ids])).logits
-        scored = torch.log_softmax(logits[0, len(request.token_ids) - 1 : -1] / temperature, -1)
-        chosen = scored.gather(-1, torch.tensor(drawn.token_ids).unsqueeze(-1)).squeeze(-1)
-        gaps.append(float((chosen - torch.tensor(drawn.logprobs)).abs().max()))
-        assert drawn.finish_reason == ("stop" if drawn.token_ids[-1] in SOURCE.stop_token_ids() else "length")
-    return max(gaps)
+    return agreeing.widest_gap(engine, policy, requests, SamplingSpec(temperature, 40, SOURCE.stop_token_ids()))
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
