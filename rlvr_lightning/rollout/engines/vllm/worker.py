@@ -22,6 +22,8 @@ from vllm.distributed.weight_transfer.base import (
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
+from rlvr_lightning.rollout.weight_sums import total
+
 BACKEND = "rlvr_files"
 # In the name of a weight that adapters stand beside.
 BESIDE = ".base_layer."
@@ -151,7 +153,7 @@ class WorkerExtension:
 def weight_sums(model: torch.nn.Module) -> dict[str, Any]:
     """Sums of the weights a model computes with, by vLLM's names; those it holds in another form are left out."""
     sums = {
-        name.replace(BESIDE, "."): weight.detach().sum(dtype=torch.float64)
+        name.replace(BESIDE, "."): total(weight.detach())
         for name, weight in model.named_parameters()
         if weight.numel() and weight.is_floating_point()
     }
