@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Sequence
-from concurrent.futures import Future
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rlvr_lightning.rollout.engines.vllm.server import VLLMServerEngine
@@ -13,17 +12,17 @@ from rlvr_lightning.types import Generation, GenerationRequest, SamplingSpec
 
 
 class DyingRank(VLLMServerEngine):
-    """Rank `rank` is killed when the second response of draw `draw` comes (0 is the held-out problems before training)."""
+    """Rank `rank` is killed when the first response of draw `draw` comes (0 is the held-out problems before training)."""
 
     def __init__(self, rank: int, draw: int, **settings: Any) -> None:
         super().__init__(**settings)
         self.mine, self.draw, self.drawn = int(os.environ.get("LOCAL_RANK", "0")) == rank, draw, 0
 
-    def submit(self, requests: Sequence[GenerationRequest], sampling: SamplingSpec) -> list[Future[Generation]]:
-        futures = super().submit(requests, sampling)
+    def stream(self, requests: Sequence[GenerationRequest], sampling: SamplingSpec) -> Iterator[tuple[int, Generation]]:
         due, self.drawn = self.mine and self.drawn == self.draw, self.drawn + 1
-        if due:
-            # Of the other responses the servers draw on.
-            assert len(futures) > 8
-            futures[0].add_done_callback(lambda one: os.kill(os.getpid(), signal.SIGKILL))
-        return futures
+        for place, drawn in super().stream(requests, sampling):
+            if due:
+                # Of the other responses the servers draw on.
+                assert len(requests) > 8
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield place, drawn
