@@ -1,46 +1,78 @@
-"""The output layer and the pass over the logits, forward and backward, beside plain `log_softmax`.
+"""The output layer and the pass over the logits, forward and backward, against plain `log_softmax` and other fused layers.
 
-    python -m benchmarks.head [--vocabulary 152000] [--tokens 1024] [--hidden 512]
-
-Every way works on the same numbers, in a process of its own; they take turns, and each reports its median. Memory is the
-process's highest (VmHWM) above what it was with the inputs there.
+Every way works on the same numbers, in a process of its own. Memory is the process's highest above what it was with inputs and
+their gradients there.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import statistics
-import subprocess
+import importlib.util
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks.page import Plot, Table
+from benchmarks.turns import Measured, Worker, answer, peak, take_turns, wait
 from rlvr_lightning.methods.regularizers.noise_filter import Filter
 from rlvr_lightning.methods.regularizers.proxy import ProxyKL, ProxyLogprob
 from rlvr_lightning.objective.statistics import Entropy, EntropyFlow
 from rlvr_lightning.objective.token_stats import token_stats
 from rlvr_lightning.protocols import VocabStatistic
 
+NOTE = """Hidden states of width 512 to log-probabilities of given tokens and back, time and memory over those of plain
+`log_softmax` with all logits at once. PyTorch's `linear_cross_entropy` (chunked) returns a sum alone, so that its gradient is
+formed in the forward pass; Liger's is its fallback without Triton, with entropy."""
 FILTER = Filter(0.02, "relative")
-WAYS: dict[str, tuple[VocabStatistic, ...]] = {
+OURS: dict[str, tuple[VocabStatistic, ...]] = {
     "log-probability": (),
     "and entropy": (Entropy(),),
     "and entropy flow": (Entropy(), EntropyFlow()),
     "and Lp-Reg's penalty": (Entropy(), EntropyFlow(), ProxyLogprob(FILTER), ProxyKL(FILTER, 64)),
 }
-ROUNDS = 5
+PLAIN, TORCH, LIGER = "plain", "linear_cross_entropy", "Liger"
+WIDTH = 512
 # Of tokens that Lp-Reg pulls.
 CHOSEN = 0.01
+VOCABULARIES = (1_000, 8_000, 32_000, 152_000)
+TOKENS = (1024, 8192, 65_536)
+# With all tokens, plain logits would not fit a laptop.
+PLAIN_ELEMENTS = 2**29
 
 
-def plain(hidden: Tensor, ids: Tensor, head: nn.Linear) -> Tensor:
-    """All logits at once."""
-    return head(hidden).log_softmax(-1).gather(-1, ids.unsqueeze(-1)).squeeze(-1)
+def measure(folder: Path, rounds: int) -> Table:
+    """All ways at one size, then ours and plain over vocabularies and tokens."""
+    rows, by_vocabulary = [], []
+    full = "and entropy flow"
+    others = [TORCH, *([LIGER] if importlib.util.find_spec("liger_kernel") is not None else [])]
+    for vocabulary in VOCABULARIES:
+        whole = vocabulary == max(VOCABULARIES)
+        ways = [PLAIN, *(OURS if whole else [full]), *(others if whole else [])]
+        found = turns(ways, vocabulary, TOKENS[0], rounds)
+        rows += [_row(way, vocabulary, TOKENS[0], one, found[PLAIN]) for way, one in found.items()]
+        by_vocabulary.append((vocabulary, found[full].against(found[PLAIN])))
+    for tokens in TOKENS[1:]:
+        fits = tokens * 32_000 <= PLAIN_ELEMENTS
+        found = turns([*([PLAIN] if fits else []), full], 32_000, tokens, min(rounds, 3))
+        rows += [_row(way, 32_000, tokens, one, found.get(PLAIN)) for way, one in found.items()]
+    columns = ("way", "vocabulary", "tokens", "time [s]", "over plain", "memory [MB]", "over plain ")
+    plot = Plot("vocabulary", "time over plain log_softmax", {"log-probability, entropy, entropy flow": by_vocabulary})
+    return Table("head", "The output layer", NOTE, columns, rows, plot)
+
+
+def turns(ways: Sequence[str], vocabulary: int, tokens: int, rounds: int) -> dict[str, Measured]:
+    """Of each way."""
+    sizes = (str(vocabulary), str(tokens))
+    return take_turns({way: Worker("benchmarks.head", [way, *sizes]) for way in ways}, rounds)
+
+
+def _row(way: str, vocabulary: int, tokens: int, one: Measured, plain: Measured | None) -> list[str]:
+    ratios = ["", ""] if plain is None else [f"{one.against(plain):.2f}", f"{one.memory / plain.memory:.2f}"]
+    sizes = [f"{vocabulary:,}", f"{tokens:,}"]
+    return [way, *sizes, f"{one.median:.2f}", ratios[0], f"{one.memory / 1e6:.0f}", ratios[1]]
 
 
 def ours(hidden: Tensor, ids: Tensor, head: nn.Linear, wanted: tuple[VocabStatistic, ...]) -> Tensor:
@@ -52,78 +84,44 @@ def ours(hidden: Tensor, ids: Tensor, head: nn.Linear, wanted: tuple[VocabStatis
     return logprobs[0] + sum((torch.where(chosen, one[0], 0.0) for one in pulled), torch.zeros(()))
 
 
-def peak() -> int:
-    """The highest memory of this process so far [bytes]."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) * 1024
+def way_of(name: str) -> Callable[[Tensor, Tensor, nn.Linear], Tensor]:
+    """Hidden states, tokens and layer to log-probabilities, or to their sum."""
+    if name == PLAIN:
+        return lambda hidden, ids, head: head(hidden).log_softmax(-1).gather(-1, ids.unsqueeze(-1)).squeeze(-1)
+    if name == TORCH:
+        options = torch.nn.LinearCrossEntropyOptions()
+        loss = torch.nn.functional.linear_cross_entropy
+        return lambda hidden, ids, head: -loss(hidden, head.weight, ids, reduction="sum", options=options)
+    if name == LIGER:
+        from liger_kernel.ops.fused_linear_scaled_cross_entropy import LigerFusedLinearScaledCrossEntropyFunction
+
+        fused = LigerFusedLinearScaledCrossEntropyFunction.apply
+        return lambda hidden, ids, head: -fused(hidden, head.weight, ids, 1.0, -100, return_entropy=True)[0]
+    return lambda hidden, ids, head: ours(hidden, ids, head, OURS[name])
 
 
-def work(way: str, vocabulary: int, tokens: int, width: int) -> None:
-    """Wait for a line, run once, answer with seconds and memory; in a process of its own."""
+def main(name: str, vocabulary: int, tokens: int) -> None:
+    """Forward and backward whenever told to."""
+    wait()
     generator = torch.Generator().manual_seed(0)
-    head = nn.Linear(width, vocabulary, bias=False)
-    torch.nn.init.normal_(head.weight, std=0.05, generator=generator)
-    hidden = torch.randn(tokens, width, generator=generator).requires_grad_()
+    head = nn.Linear(WIDTH, vocabulary, bias=False)
+    nn.init.normal_(head.weight, std=0.05, generator=generator)
+    hidden = torch.randn(tokens, WIDTH, generator=generator).requires_grad_()
     ids = torch.randint(vocabulary, (tokens,), generator=generator)
-    weights = torch.linspace(-1, 1, tokens)
-    compute: Callable[[], Tensor] = (
-        (lambda: plain(hidden, ids, head)) if way == "plain" else (lambda: ours(hidden, ids, head, WAYS[way]))
-    )
-    # The gradients themselves are no work's memory.
+    weights, compute = torch.linspace(-1, 1, tokens), way_of(name)
+    # The gradients themselves are no work's memory, nor is the one that is added to them.
     hidden.grad, head.weight.grad = torch.zeros_like(hidden), torch.zeros_like(head.weight)
+    spare = torch.zeros_like(head.weight)
     before = peak()
-    for _ in sys.stdin:
+    del spare
+    while True:
         began = time.perf_counter()
-        (compute() * weights).sum().backward()  # type: ignore[no-untyped-call]
-        sys.stdout.write(json.dumps([time.perf_counter() - began, peak() - before]) + "\n")
-        sys.stdout.flush()
-
-
-def measure(vocabulary: int, tokens: int, width: int, rounds: int = ROUNDS) -> dict[str, tuple[float, int]]:
-    """Median seconds, and memory [bytes], of each way."""
-    sizes = [str(number) for number in (vocabulary, tokens, width)]
-    started = {
-        way: subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.head", "--work", way, *sizes],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for way in ("plain", *WAYS)
-    }
-    found: dict[str, list[tuple[float, int]]] = {way: [] for way in started}
-    for _ in range(rounds + 1):
-        for way, process in started.items():
-            assert process.stdin is not None
-            assert process.stdout is not None
-            process.stdin.write("go\n")
-            process.stdin.flush()
-            found[way].append(tuple(json.loads(process.stdout.readline())))
-    for process in started.values():
-        process.kill()
-    # The first round is the libraries' own beginning.
-    return {way: (statistics.median(s for s, _ in of[1:]), of[-1][1]) for way, of in found.items()}
-
-
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--vocabulary", type=int, default=152_000)
-    parser.add_argument("--tokens", type=int, default=1024)
-    parser.add_argument("--hidden", type=int, default=512)
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--work", nargs=4, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.work:
-        way, *sizes = given.work
-        work(way, *(int(size) for size in sizes))
-        return
-    found = measure(given.vocabulary, given.tokens, given.hidden, given.rounds)
-    seconds, memory = found["plain"]
-    print(f"V {given.vocabulary:,}, T {given.tokens:,}, H {given.hidden}; {torch.get_num_threads()} threads")
-    for way, (own, more) in found.items():
-        print(f"{way:22} {own:7.2f} s {own / seconds:5.2f}  {more / 1e6:7.0f} MB {more / memory:5.2f}")
+        found = compute(hidden, ids, head)
+        (found * weights if found.dim() else found).sum().backward()  # type: ignore[no-untyped-call]
+        answer(time.perf_counter() - began, peak() - before)
+        if not wait():
+            return
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))

@@ -54,6 +54,9 @@ def checkpoint_name(name: str) -> str | None:
 
 
 def _adapted(model: nn.Module) -> list[tuple[str, Any]]:
+    # A run without adapters does not wait for peft to be imported.
+    if not any(ADAPTER in name for name, _ in model.named_parameters()):
+        return []
     from peft.tuners.lora import LoraLayer
 
     return [(name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer)]
