@@ -32,7 +32,7 @@ def total(weight: Tensor) -> Tensor:
     """The sum of a weight's numbers, in float64."""
     if weight.device.type != "cpu":
         return weight.sum(dtype=torch.float64)
-    return torch.stack([block.double().sum() for block in weight.reshape(-1).split(BLOCK)]).sum()
+    return torch.stack([block.double().sum() for block in torch.split(weight.reshape(-1), BLOCK)]).sum()
 
 
 @dataclass(frozen=True)
