@@ -146,15 +146,16 @@ class RLVRModule(EvaluatedModule):
         last = len(batch.micros) - 1
         tables = self.policy_version % self.diagnostics_every == 0
         logged = (EntropyFlow(),) if tables else ()
-        planner = self.scorer.planner(batch, Step())
+        planners = self.scorer.planners(batch, Step())
+        # Ranks average their gradients; the loss is a sum over ranks.
+        scale = float(self.trainer.world_size)
         total = torch.zeros((), device=self.device)
         for index, micro in enumerate(batch.micros):
             with self._gradients_stay_local(index < last):
-                stats = self.scorer.stats(micro, logged)
-                plan = planner(index, stats)
+                stats = self.scorer.stats(micro, logged, partial(planners.guess, index), scale)
+                plan = planners.plan(index, stats)
                 output = self.objective(stats, plan)
-                # Ranks average their gradients; the loss is a sum over ranks.
-                self.manual_backward(output.loss * self.trainer.world_size)
+                self.manual_backward(output.loss * scale)
             self.diagnostics.observe(stats, output, plan, tables=tables)
             if self.driver is not None:
                 self.driver.observe(stats, plan)

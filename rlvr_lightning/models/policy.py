@@ -27,7 +27,7 @@ from rlvr_lightning.models.attention import packed_lengths, set_attention
 from rlvr_lightning.models.loading import build, fill, fingerprint
 from rlvr_lightning.models.plain_head import check_plain_head
 from rlvr_lightning.models.recompute import recompute
-from rlvr_lightning.objective.token_stats import Statistics, token_stats
+from rlvr_lightning.objective.token_stats import Foresight, Statistics, token_stats
 from rlvr_lightning.protocols import Adapters, VocabStatistic
 from rlvr_lightning.types import TokenBatch
 
@@ -86,9 +86,13 @@ class Policy(nn.Module):
         return self.model.get_base_model() if self.has_adapters else self.model
 
     def forward(
-        self, batch: TokenBatch, temperature: float, statistics: Sequence[VocabStatistic] = ()
+        self,
+        batch: TokenBatch,
+        temperature: float,
+        statistics: Sequence[VocabStatistic] = (),
+        foresee: Foresight | None = None,
     ) -> tuple[Float[Tensor, "B T"], Statistics]:
-        """Log-probabilities of the response tokens that carry weight, and the statistics [nats]."""
+        """Log-probabilities of the response tokens that carry weight, and the statistics [nats]; see `token_stats`."""
         # Padding comes after what is real, so that causal attention needs no mask for it. Packed responses are told apart
         # by their positions, or by their lengths.
         with packed_lengths(lengths(batch)):
@@ -98,7 +102,14 @@ class Policy(nn.Module):
         head = self.causal_lm.get_output_embeddings()
         # The state before a token scores it.
         return token_stats(
-            hidden[:, :-1], batch.targets, batch.loss_mask, head, temperature, statistics, batch.old_statistics
+            hidden[:, :-1],
+            batch.targets,
+            batch.loss_mask,
+            head,
+            temperature,
+            statistics,
+            batch.old_statistics,
+            foresee=foresee,
         )
 
     def free_gathered(self) -> None:

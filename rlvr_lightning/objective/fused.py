@@ -1,14 +1,16 @@
 """The pass over the logits of a plain output layer, with analytic gradients: a chunk of logits at a time in one buffer.
 
 Going forward a chunk's logits are made, reduced to a few numbers a token, and overwritten by the next chunk's. Going back they
-are made again and overwritten by their gradient, from which hidden states' and weights' follow. Within a chunk, what is done to
-the vocabulary's numbers is done to a few tokens at a time, so that results in between stay in the cache.
+are made again and overwritten by their gradient, from which hidden states' and weights' follow. Where the loss's gradient with
+respect to those few numbers can be foreseen, all of that is done going forward, and the logits are not made again but for tokens
+of which it was foreseen wrongly (`foresight.py`). Within a chunk, what is done to the vocabulary's numbers is done to a few tokens
+at a time, so that results in between stay in the cache.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -16,6 +18,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from rlvr_lightning.objective.foresight import Foresee, Foreseen, HeadGradients
 from rlvr_lightning.objective.tile import ClosedStatistic, LogitGradient, Tile, add_by_autograd, add_logprob
 from rlvr_lightning.protocols import VocabStatistic
 
@@ -33,6 +36,7 @@ class HeadPass:
         statistics: besides the log-probability.
         temperature: divides the logits.
         chunk_elements: logits held at a time.
+        foresee: from some tokens' results to the loss's gradient with respect to them, or None.
     """
 
     token_ids: Int[Tensor, " N"]
@@ -40,6 +44,7 @@ class HeadPass:
     statistics: Sequence[VocabStatistic]
     temperature: float
     chunk_elements: int
+    foresee: Foresee | None = None
 
     def __call__(self, hidden: Float[Tensor, "N H"], head: nn.Linear) -> tuple[Shaped[Tensor, "N ..."], ...]:
         """Log-probabilities [nats] and each statistic, with a graph back to hidden states and weights."""
@@ -52,6 +57,11 @@ class HeadPass:
     def differentiable(self) -> list[bool]:
         """Of each result."""
         return [True, *(statistic.differentiable for statistic in self.statistics)]
+
+    def of(self, rows: Int[Tensor, " R"]) -> HeadPass:
+        """The same for some of the tokens."""
+        old = {name: values[rows] for name, values in self.old.items()}
+        return replace(self, token_ids=self.token_ids[rows], old=old)
 
     def tile(self, logits: Float[Tensor, "N V"], at: slice) -> Tile:
         """Of the tokens at a place."""
@@ -121,6 +131,16 @@ class _Chunks:
             stop = min(start + self.tile_rows, at.stop)
             yield slice(start, stop), logits[start - at.start : stop - at.start]
 
+    def back(self, at: slice, logits: Tensor, grads: Sequence[Tensor | None], into: HeadGradients) -> None:
+        """Overwrite a chunk's logits by their gradient, given that of the results of all tokens, and add what follows."""
+        for place, part in self.tiles(at, logits):
+            self.job.write_gradient(
+                self.job.tile(part, place), [None if grad is None else grad[place] for grad in grads], part
+            )
+        if self.job.temperature != 1:
+            logits /= self.job.temperature
+        into.add(at, logits.to(self.weight.dtype), self.hidden[at], self.weight)
+
 
 class _Fused(torch.autograd.Function):
     @staticmethod
@@ -128,6 +148,9 @@ class _Fused(torch.autograd.Function):
         ctx: Any, job: HeadPass, dtype: torch.dtype, hidden: Tensor, weight: Tensor, bias: Tensor | None
     ) -> tuple[Tensor, ...]:
         columns: list[Tensor] = []
+        ctx.foreseen = (
+            None if job.foresee is None else Foreseen(job.foresee, hidden, weight, bias, ctx.needs_input_grad[2:])
+        )
         with torch.autocast(hidden.device.type, enabled=False):
             chunks = _Chunks(job, hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
             for at, logits in chunks:
@@ -137,6 +160,8 @@ class _Fused(torch.autograd.Function):
                     columns = columns or [value.new_empty(len(hidden), *value.shape[1:]) for value in values]
                     for column, value in zip(columns, values, strict=True):
                         column[place] = value
+                if ctx.foreseen is not None:
+                    chunks.back(at, logits, ctx.foreseen.look(at, columns), ctx.foreseen.gradients)
         ctx.job, ctx.dtype = job, dtype
         ctx.save_for_backward(hidden, weight, bias)
         ctx.mark_non_differentiable(*(c for c, has in zip(columns, job.differentiable, strict=True) if not has))
@@ -147,38 +172,32 @@ class _Fused(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         hidden, weight, bias = ctx.saved_tensors
-        job: HeadPass = ctx.job
-        _, _, *needed = ctx.needs_input_grad
-        d_hidden, d_weight, d_bias = (
-            torch.zeros_like(of) if need else None for of, need in zip((hidden, weight, bias), needed, strict=True)
-        )
-        with torch.autocast(hidden.device.type, enabled=False):
-            cast_bias = None if bias is None else bias.to(ctx.dtype)
-            chunks = _Chunks(job, hidden.to(ctx.dtype), weight.to(ctx.dtype), cast_bias)
-            for at, logits in chunks:
-                for place, part in chunks.tiles(at, logits):
-                    own = [None if grad is None else grad[place] for grad in grads]
-                    job.write_gradient(job.tile(part, place), own, part)
-                if job.temperature != 1:
-                    logits /= job.temperature
-                _spread(chunks, at, logits.to(ctx.dtype), d_hidden, d_weight, d_bias)
-        return None, None, d_hidden, d_weight, d_bias
+        # Whoever goes back a second time makes everything again: what is returned here is the caller's.
+        foreseen, ctx.foreseen = ctx.foreseen, None
+        if foreseen is None:
+            found = HeadGradients.zeros(hidden, weight, bias, ctx.needs_input_grad[2:])
+            _go_back(ctx.job, ctx.dtype, hidden, weight, bias, grads, found)
+            return None, None, found.hidden, found.weight, found.bias
+        found = foreseen.gradients
+        rows, missing = foreseen.amiss(grads)
+        if len(rows):
+            part = found.of(rows)
+            _go_back(ctx.job.of(rows), ctx.dtype, hidden[rows], weight, bias, missing, part)
+            found.mend(rows, part)
+        return None, None, found.hidden, found.weight, found.bias
 
 
-def _spread(
-    chunks: _Chunks,
-    at: slice,
-    grad: Float[Tensor, "N V"],
-    d_hidden: Tensor | None,
-    d_weight: Tensor | None,
-    d_bias: Tensor | None,
+def _go_back(
+    job: HeadPass,
+    dtype: torch.dtype,
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    grads: Sequence[Tensor | None],
+    into: HeadGradients,
 ) -> None:
-    """From the logits' gradient to that of the chunk's hidden states, and to the share of weight and bias."""
-    if d_hidden is not None:
-        d_hidden[at] = grad @ chunks.weight
-    if d_weight is not None and d_weight.dtype == grad.dtype:
-        d_weight.addmm_(grad.t(), chunks.hidden[at])
-    elif d_weight is not None:
-        d_weight += grad.t() @ chunks.hidden[at]
-    if d_bias is not None:
-        d_bias += grad.sum(0)
+    """Make the logits again, and from the results' gradient what it makes of hidden states, weight and bias."""
+    with torch.autocast(hidden.device.type, enabled=False):
+        chunks = _Chunks(job, hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
+        for at, logits in chunks:
+            chunks.back(at, logits, grads, into)

@@ -23,6 +23,7 @@ from rlvr_lightning.protocols import (
     Component,
     ConstraintPolicy,
     Correction,
+    LevelledCorrection,
     Regularizer,
     StepContext,
     TokenPartitioner,
@@ -107,6 +108,12 @@ class Objective:
     def within_responses(self) -> bool:
         """Whether a micro-batch's plan needs nothing of the others but `count`."""
         return all(part.within_responses for part in self._components)
+
+    @property
+    def per_response(self) -> bool:
+        """Whether a token's term depends on the other tokens of its response."""
+        levelled = isinstance(self.correction, LevelledCorrection) and self.correction.per_response
+        return self.constraint.per_response or levelled
 
     def count(
         self, masks: Sequence[tuple[Bool[Tensor, "_ _"], Int[Tensor, "_ _"] | None]], step: StepContext

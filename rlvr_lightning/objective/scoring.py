@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,10 +12,25 @@ from torch import Tensor
 from rlvr_lightning.objective.joining import cut, join
 from rlvr_lightning.objective.objective import Objective
 from rlvr_lightning.objective.statistics import merge_statistics
+from rlvr_lightning.objective.step import Here
 from rlvr_lightning.protocols import PolicyModel, StepContext, VocabStatistic
 from rlvr_lightning.types import Pass, StepBatch, StepPlan, TokenBatch, TokenStats
 
 Planner = Callable[[int, TokenStats], StepPlan]
+Guess = Callable[[TokenStats], StepPlan]
+
+
+@dataclass(frozen=True)
+class Planners:
+    """What makes the plan of a micro-batch, from its place and its statistics.
+
+    Args:
+        plan: from the statistics of all its tokens.
+        guess: from those that are known already, 0 elsewhere; it asks no other rank.
+    """
+
+    plan: Planner
+    guess: Planner
 
 
 class Alone:
@@ -52,23 +68,58 @@ class Scorer:
     ) -> None:
         self.policy, self.reference, self.objective, self.temperature = policy, reference, objective, temperature
 
-    def stats(self, micro: TokenBatch, logged: tuple[VocabStatistic, ...] = ()) -> TokenStats:
-        """The current policy's statistics with a gradient, and those that only the logs want; on-policy they are the old
-        ones too.
+    def stats(
+        self, micro: TokenBatch, logged: tuple[VocabStatistic, ...] = (), guess: Guess | None = None, scale: float = 1.0
+    ) -> TokenStats:
+        """The current policy's statistics with a gradient; on-policy they are the old ones too.
+
+        Args:
+            micro: whose tokens they are of.
+            logged: what only the logs want.
+            guess: makes a plan of what is known so far, from which the loss's gradient is foreseen; None: nothing is.
+            scale: of the loss that is gone back from.
         """
         which: Pass = "on_policy" if micro.old_logprobs is None else "update"
-        logprobs, statistics = self.policy(micro, self.temperature, merge_statistics((*self._required(which), *logged)))
-        return self._assemble(micro, logprobs, statistics)
+        wanted = merge_statistics((*self._required(which), *logged))
+        foresee = None
+        if guess is not None and (which == "on_policy" or not self.objective.per_response):
+            foresee = partial(self._foresee, micro, wanted, guess, scale)
+        return self._assemble(micro, *self.policy(micro, self.temperature, wanted, foresee))
 
-    def planner(self, batch: StepBatch, step: StepContext) -> Planner:
-        """What makes the plan of each micro-batch, from its place and its statistics. Every rank must call it, once a step."""
+    def planners(self, batch: StepBatch, step: StepContext) -> Planners:
+        """What plans the micro-batches. Every rank must call it, once a step."""
+        if len(batch.micros) > 1 and not self.objective.within_responses:
+            plans = self.plan_ahead(batch, step)
+            return Planners(*[lambda place, _: plans[place]] * 2)
+        known = self.objective.count([(micro.loss_mask, micro.segments) for micro in batch.micros], step)
         if self.objective.within_responses:
-            known = self.objective.count([(micro.loss_mask, micro.segments) for micro in batch.micros], step)
-            return lambda _, stats: self.objective.plan(stats, Alone(), known)
-        if len(batch.micros) == 1:
-            return lambda _, stats: self.objective.plan(stats, step)
-        plans = self.plan_ahead(batch, step)
-        return lambda place, _: plans[place]
+            return Planners(*[lambda _, stats: self.objective.plan(stats, Alone(), known)] * 2)
+
+        def guess(_: int, stats: TokenStats) -> StepPlan:
+            plan = self.objective.plan(stats, Here())
+            return replace(plan, counts={**plan.counts, "response": known})
+
+        return Planners(lambda _, stats: self.objective.plan(stats, step), guess)
+
+    def _foresee(
+        self,
+        micro: TokenBatch,
+        wanted: Sequence[VocabStatistic],
+        guess: Guess,
+        scale: float,
+        logprobs: Tensor,
+        statistics: dict[str, Tensor],
+    ) -> list[Tensor | None]:
+        """The loss's gradient with respect to log-probabilities and statistics, if those were all."""
+        with torch.enable_grad():
+            leaf = logprobs.detach().clone().requires_grad_()
+            named = {one.name: statistics[one.name].detach().clone() for one in wanted}
+            carrying = [named[one.name].requires_grad_() for one in wanted if one.differentiable]
+            stats = self._assemble(micro, leaf, named)
+            loss = self.objective(stats, guess(stats)).loss * scale
+            first, *others = torch.autograd.grad(loss, (leaf, *carrying), allow_unused=True)
+        found = iter(others)
+        return [first, *(next(found) if one.differentiable else None for one in wanted)]
 
     def plan_ahead(self, batch: StepBatch, step: StepContext) -> list[StepPlan]:
         """The plan of each of several micro-batches, with a pass of its own only where a component needs one."""

@@ -61,6 +61,13 @@ class Step:
         return _to_float(key, values)
 
 
+class Here(Step):
+    """This rank's part of the step alone: for what is only guessed at, which no other rank waits for."""
+
+    def __init__(self) -> None:
+        self._distributed = False
+
+
 def _ordered_integers(values: Tensor) -> Int[Tensor, " N"]:
     """Integers ordered as the floats are, shifted so that the smallest float has the digits 0."""
     if values.dtype == torch.float64:

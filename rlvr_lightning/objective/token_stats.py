@@ -17,6 +17,7 @@ from rlvr_lightning.objective.fused import HeadPass
 from rlvr_lightning.protocols import VocabStatistic
 
 Statistics = dict[str, Shaped[Tensor, "B T ..."]]
+Foresight = Callable[[Tensor, Statistics], Sequence[Tensor | None]]
 
 # Logits held at a time: 2**25 numbers, 128 MiB in float32. Blocks below 32 MiB would come from the C heap, where the
 # small results in between keep them from being used again: memory would grow with the step.
@@ -32,6 +33,7 @@ def token_stats(
     statistics: Sequence[VocabStatistic] = (),
     old: Mapping[str, Shaped[Tensor, "B T ..."]] | None = None,
     chunk_elements: int = CHUNK_ELEMENTS,
+    foresee: Foresight | None = None,
 ) -> tuple[Float[Tensor, "B T"], Statistics]:
     """Log-probabilities of the tokens and the required statistics.
 
@@ -47,20 +49,48 @@ def token_stats(
         statistics: what to compute besides the log-probability.
         old: statistics of the same tokens under the policy at the start of the update, for those that read them.
         chunk_elements: logits held at a time.
+        foresee: from log-probabilities and statistics as far as they are known (0 elsewhere) to the loss's gradient with
+            respect to each of them, None where there is none. A wrong guess costs time and changes nothing.
 
     Returns:
         Log-probabilities [nats], and each statistic by name. At least float32, whatever the model's dtype.
     """
     before = {name: values[mask] for name, values in (old or {}).items()}
-    job = HeadPass(token_ids[mask], before, statistics, temperature, chunk_elements)
+    names = ["logprobs", *(statistic.name for statistic in statistics)]
+    looks = None if foresee is None else _SoFar(mask, names, foresee)
+    job = HeadPass(token_ids[mask], before, statistics, temperature, chunk_elements, looks)
     # A subclass, or a layer that others hook into, may do more than multiply.
     plain = type(head) is nn.Linear and not (head._forward_hooks or head._forward_pre_hooks)
     columns = (
         job(hidden[mask], head) if plain and isinstance(head, nn.Linear) else _by_autograd(job, hidden[mask], head)
     )
-    names = ["logprobs", *(statistic.name for statistic in statistics)]
     full = {name: _scatter(column, mask) for name, column in zip(names, columns, strict=True)}
     return full.pop("logprobs"), full
+
+
+class _SoFar:
+    """Results at their places in the batch, as far as they are known.
+
+    Args:
+        mask: tokens that are scored.
+        names: of the results; the first are the log-probabilities.
+        foresee: what is made of them.
+    """
+
+    def __init__(self, mask: Bool[Tensor, "B T"], names: Sequence[str], foresee: Foresight) -> None:
+        self._mask, self._names, self._foresee = mask, names, foresee
+        self._places = mask.nonzero()
+        self._full: Statistics = {}
+
+    def __call__(self, at: slice, columns: Sequence[Shaped[Tensor, "N ..."]]) -> list[Tensor | None]:
+        where = tuple(self._places[at].t())
+        for name, column in zip(self._names, columns, strict=True):
+            if name not in self._full:
+                self._full[name] = column.new_zeros(*self._mask.shape, *column.shape[1:])
+            self._full[name][where] = column[at]
+        logprobs, *_ = self._full.values()
+        others = {name: self._full[name] for name in self._names[1:]}
+        return [None if grad is None else grad[where] for grad in self._foresee(logprobs, others)]
 
 
 def vocabulary_size(head: Callable[[Tensor], Tensor], hidden: Tensor) -> int:

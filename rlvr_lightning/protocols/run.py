@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -58,9 +58,20 @@ class PolicyModel(Protocol):
     """A policy's forward pass."""
 
     def __call__(
-        self, batch: TokenBatch, temperature: float, statistics: Sequence[VocabStatistic] = ()
+        self,
+        batch: TokenBatch,
+        temperature: float,
+        statistics: Sequence[VocabStatistic] = (),
+        foresee: Callable[[Tensor, dict[str, Tensor]], Sequence[Tensor | None]] | None = None,
     ) -> tuple[Float[Tensor, "B T"], dict[str, Shaped[Tensor, "B T ..."]]]:
-        """Log-probabilities of the response tokens that carry weight, and the statistics [nats]."""
+        """Log-probabilities of the response tokens that carry weight, and the statistics [nats].
+
+        Args:
+            batch: whose tokens are scored.
+            temperature: divides the logits.
+            statistics: what to compute besides.
+            foresee: what the loss's gradient will be, as far as it is known: it saves time, and changes nothing.
+        """
         ...
 
     def to(self, device: torch.device) -> PolicyModel:
