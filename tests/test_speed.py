@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import growth, head, methods, page  # noqa: E402
-from benchmarks.__main__ import BENCHMARKS, main  # noqa: E402
+from benchmarks.__main__ import main  # noqa: E402
 from benchmarks.cases import Case, coin, make  # noqa: E402
 from benchmarks.turns import Measured, Worker, take_turns  # noqa: E402
 
