@@ -81,7 +81,9 @@ def make(folder: Path, vocabulary: int = 49_152, hidden: int = 256, layers: int 
         return folder
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
+
+    from rlvr_lightning.models.tiny_model import build_model
 
     words = [*SPECIAL, *(f"w{number}" for number in range(len(SPECIAL), vocabulary))]
     core = Tokenizer(models.WordLevel({word: place for place, word in enumerate(words)}, unk_token=SPECIAL[0]))
@@ -93,20 +95,7 @@ def make(folder: Path, vocabulary: int = 49_152, hidden: int = 256, layers: int 
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=hidden,
-        intermediate_size=3 * hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=heads,
-        max_position_embeddings=POSITIONS,
-        tie_word_embeddings=True,
-        pad_token_id=0,
-        bos_token_id=None,
-        eos_token_id=1,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    build_model(vocabulary, hidden, layers, heads, POSITIONS).save_pretrained(folder)
     chosen = random.Random(0)
     problems = [" ".join(chosen.choices(words[len(SPECIAL) :], k=PROBLEM_WORDS)) for _ in range(PROBLEMS)]
     rows = [json.dumps({"id": f"p{n}", "problem": text, "answer": "1"}) for n, text in enumerate(problems)]

@@ -207,7 +207,7 @@ def stats_of(objective: Objective, case: Case, head: Head | None = None, chunk_e
 
 
 def loss_of(objective: Objective, case: Case, cuts: Sequence[slice], step: StepContext) -> Tensor:
-    """The sum of the micro-batches' losses, planned as `Scorer.planner` does."""
+    """The sum of the micro-batches' losses, planned as `Scorer.planners` does."""
     micros = [stats_of(objective, rows_of(case, rows)) for rows in cuts]
     if objective.within_responses:
         known = objective.count([(micro.loss_mask, micro.segments) for micro in micros], step)

@@ -39,7 +39,9 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def build_model(vocabulary: int, hidden_size: int, num_layers: int, num_heads: int) -> LlamaForCausalLM:
+def build_model(
+    vocabulary: int, hidden_size: int, num_layers: int, num_heads: int, positions: int = 512
+) -> LlamaForCausalLM:
     """A freshly initialised Llama with tied embeddings."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -50,7 +52,7 @@ def build_model(vocabulary: int, hidden_size: int, num_layers: int, num_heads: i
         num_hidden_layers=num_layers,
         num_attention_heads=num_heads,
         num_key_value_heads=num_heads,
-        max_position_embeddings=512,
+        max_position_embeddings=positions,
         tie_word_embeddings=True,
         pad_token_id=0,
         bos_token_id=None,

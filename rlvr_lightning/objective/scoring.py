@@ -32,6 +32,11 @@ class Planners:
     plan: Planner
     guess: Planner
 
+    @classmethod
+    def alike(cls, planner: Planner) -> Planners:
+        """Of a planner that does not need the whole step's tokens."""
+        return cls(planner, planner)
+
 
 class Alone:
     """The step as those see it who choose within responses: not at all."""
@@ -90,10 +95,10 @@ class Scorer:
         """What plans the micro-batches. Every rank must call it, once a step."""
         if len(batch.micros) > 1 and not self.objective.within_responses:
             plans = self.plan_ahead(batch, step)
-            return Planners(*[lambda place, _: plans[place]] * 2)
+            return Planners.alike(lambda place, _: plans[place])
         known = self.objective.count([(micro.loss_mask, micro.segments) for micro in batch.micros], step)
         if self.objective.within_responses:
-            return Planners(*[lambda _, stats: self.objective.plan(stats, Alone(), known)] * 2)
+            return Planners.alike(lambda _, stats: self.objective.plan(stats, Alone(), known))
 
         def guess(_: int, stats: TokenStats) -> StepPlan:
             plan = self.objective.plan(stats, Here())

@@ -135,7 +135,10 @@ class ConstraintPolicy(Component, Protocol):
         """
 
     def plan(self, stats: TokenStats, part_ids: Int[Tensor, "B T"], step: StepContext) -> Tensor:
-        """What needs the whole step (a mask, a weight per token), without gradient; rows as in `stats`."""
+        """What needs the whole step (a mask, a weight per token), without gradient; rows as in `stats`.
+
+        Called more than once a step, first with what is known so far: it changes nothing of the component.
+        """
         return stats.loss_mask
 
     def __call__(self, stats: TokenStats, part_ids: Int[Tensor, "B T"], planned: Tensor) -> tuple[TokenTerm, ...]:
@@ -161,7 +164,10 @@ class Regularizer(Component, Protocol):
         return ()
 
     def plan(self, stats: TokenStats, part_ids: Int[Tensor, "B T"], step: StepContext) -> Tensor:
-        """What needs the whole step (a mask, `marks`, a weight per token), without gradient; rows as in `stats`."""
+        """What needs the whole step (a mask, `marks`, a weight per token), without gradient; rows as in `stats`.
+
+        Called more than once a step, as a constraint's.
+        """
         return stats.loss_mask
 
     def __call__(self, stats: TokenStats, part_ids: Int[Tensor, "B T"], planned: Tensor) -> tuple[TokenTerm, ...]:
