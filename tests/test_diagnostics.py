@@ -245,6 +245,11 @@ def test_tables_are_of_the_steps_they_are_asked_for() -> None:
     resumed = Diagnostics(built)
     resumed.resume([mixed.sums()], 0, 1)
     assert resumed.drain() == mixed.drain()
+    # Of a step without a token that carries weight there is none.
+    nothing = replace(stats, loss_mask=torch.zeros_like(stats.loss_mask))
+    void = built.plan(nothing, Step())
+    resumed.observe(nothing, built(nothing, void), void, tables=True)
+    assert not any(name.startswith(tables) for name in resumed.drain())
 
 
 def test_bins_end_at_their_edges_and_sort_as_text() -> None:

@@ -207,8 +207,9 @@ class Diagnostics(torch.nn.Module):
 
     def _tables(self) -> dict[str, float]:
         named: dict[str, float] = {}
-        if self._tabled:
-            shares, flows = self.quadrants.compute().tolist()
+        shares, flows = self.quadrants.compute().tolist() if self._tabled else ([math.nan], [])
+        # Of steps without a token that carries weight there is no table; sums over the ranks, so that all of them agree.
+        if not math.isnan(shares[0]):
             named["policy/entropy_flow"] = sum(flows)
             for quadrant, share, flow in zip(self.quadrants.quadrants, shares, flows, strict=True):
                 named |= {f"policy/quadrant_share/{quadrant}": share, f"policy/quadrant_flow/{quadrant}": flow}
