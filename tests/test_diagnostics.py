@@ -245,7 +245,8 @@ def test_tables_are_of_the_steps_they_are_asked_for() -> None:
     resumed = Diagnostics(built)
     resumed.resume([mixed.sums()], 0, 1)
     assert resumed.drain() == mixed.drain()
-    # Of a step without a token that carries weight there is none.
+    # Of a step without a token that carries weight there is none, whatever the others have.
+    resumed.observe(without, built(without, plan), plan, tables=False)
     nothing = replace(stats, loss_mask=torch.zeros_like(stats.loss_mask))
     void = built.plan(nothing, Step())
     resumed.observe(nothing, built(nothing, void), void, tables=True)
