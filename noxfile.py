@@ -67,6 +67,13 @@ def soak(session: nox.Session) -> None:
 
 
 @nox.session
+def learning(session: nox.Session) -> None:
+    """A hundred optimizer steps of every experiment."""
+    session.install("-e", ".[dev]")
+    session.run("pytest", *PARALLEL, "-m", "learning", *session.posargs, env=ONE_THREAD)
+
+
+@nox.session
 def conformance(session: nox.Session) -> None:
     """Every reference program of the shared code files passes, and mutants of them are judged as by brute force."""
     session.install("-e", ".[dev,code]")

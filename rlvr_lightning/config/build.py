@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from rlvr_lightning.callbacks.failure import FailureCallback
 from rlvr_lightning.callbacks.hygiene import HygieneCallback
 from rlvr_lightning.callbacks.table import MetricsTable
+from rlvr_lightning.callbacks.watching import WatchingCallback
 from rlvr_lightning.config.benchmarks import benchmark_callback
 from rlvr_lightning.config.checks import check_folder, check_judge, check_kinds, check_least
 from rlvr_lightning.config.components import component, grading_of, model_source, optim_settings, shard_settings
@@ -24,7 +25,7 @@ from rlvr_lightning.config.trainer import build_trainer, check_hardware, default
 from rlvr_lightning.datamodule import RolloutDataModule
 from rlvr_lightning.models.source import ModelSource
 from rlvr_lightning.module import RLVRModule
-from rlvr_lightning.protocols.rollouts import ScreenedTask
+from rlvr_lightning.protocols.rollouts import ScreenedTask, WatchedTask
 from rlvr_lightning.rollout.checks import check_on_policy
 from rlvr_lightning.rollout.micro_batches import Budget
 from rlvr_lightning.training.checkpoint_io import chosen, newest, read_state
@@ -167,5 +168,7 @@ def build_run(cfg: DictConfig, callbacks: list[Callback] | None = None) -> Run:
     mine = [FailureCallback(), resume, *(callbacks or [])]
     if isinstance(data.task, ScreenedTask):
         mine.append(HygieneCallback(Path(cfg.output_dir), data.task.hygiene))
+    if isinstance(data.task, WatchedTask):
+        mine.append(WatchingCallback(data.task, source, data.budget))
     trainer = build_trainer(cfg, [*mine, *default_callbacks(cfg, table), *measuring], table)
     return Run(cfg, trainer, module, data, derived, resume)
