@@ -32,7 +32,8 @@ Verbs
   plan        what a run will need of memory, disk and work, and whether it fits, before a weight is loaded
   verify      judge the responses in a file: verify FILE.jsonl verifier=NAME output=OUT.jsonl
   compare     two policies on the same problems: compare FIRST SECOND, files or folders of test or predict
-  pretrain    make the bundled tiny model from nothing
+  study       all runs of a study and its report: study conf=NAME, or study report=DIR
+  pretrain    make a bundled model from nothing
   completion  print the shell completion script (bash, zsh or fish)
 
 Experiments
@@ -134,6 +135,10 @@ def _dispatch(arguments: list[str]) -> int:
 
         sys.stdout.write(completion(rest))
         return 0
+    if verb == "study":
+        from rlvr_lightning.cli.study import study
+
+        return study(rest)
     if verb == "compare":
         from rlvr_lightning.cli.compare import compare
 
@@ -144,7 +149,7 @@ def _dispatch(arguments: list[str]) -> int:
     if verb not in VERBS:
         from rlvr_lightning.errors import ConfigError, nearest
 
-        raise ConfigError(f"there is no verb {verb}; {nearest(verb, [*VERBS, 'compare', 'completion'])}")
+        raise ConfigError(f"there is no verb {verb}; {nearest(verb, [*VERBS, 'compare', 'study', 'completion'])}")
     return _compose_and_run(VERBS[verb], verb, rest)
 
 
@@ -211,7 +216,7 @@ def _compose_and_run(verb: Callable[[DictConfig], None], name: str, arguments: S
         # Lightning starts the other ranks of a machine with the command line it finds here.
         sys.argv = [original[0], name, *arguments]
         try:
-            verb(_settled(cfg, later, training=name == "fit"))
+            verb(settled(cfg, later, training=name == "fit"))
         except (RLVRError, HydraException, OmegaConfBaseException) as error:
             # Hydra would print a traceback; a sweep goes on with its other runs.
             told = error if isinstance(error, RLVRError) else explain(error)
@@ -235,7 +240,7 @@ def _compose_and_run(verb: Callable[[DictConfig], None], name: str, arguments: S
     return 0
 
 
-def _settled(cfg: DictConfig, later: Sequence[str], *, training: bool) -> Any:
+def settled(cfg: DictConfig, later: Sequence[str], *, training: bool) -> Any:
     """All interpolations resolved; a resumed run's own configuration instead of today's."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode

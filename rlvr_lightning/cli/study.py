@@ -1,0 +1,124 @@
+"""`study conf=NAME`: all runs of a study, and its report; `study report=DIR`: the report once more."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import OmegaConf
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from rlvr_lightning.config.compose import compose
+from rlvr_lightning.errors import ConfigError, DataError
+from rlvr_lightning.rollout.files import write_whole
+from rlvr_lightning.study.launch import launch
+from rlvr_lightning.study.report import write_report
+from rlvr_lightning.study.spec import Job, Study
+
+log = logging.getLogger(__name__)
+
+SPEC = "study.yaml"
+# Between two looks at which runs have ended [seconds].
+LOOK = 1.0
+
+
+def study(arguments: Sequence[str]) -> int:
+    """Run what is not finished, then report.
+
+    Args:
+        arguments: `conf=NAME` and overrides of the study (`study.seeds=[0,1]`, `output_dir=DIR`) and of Hydra
+            (`hydra/launcher=submitit_slurm`, `hydra.launcher.n_jobs=4`); or `report=DIR`.
+
+    Returns:
+        The exit code: 2 where runs have failed.
+
+    Raises:
+        ConfigError: the study is none, or the folder holds another one.
+    """
+    report = [item.removeprefix("report=") for item in arguments if item.startswith("report=")]
+    if report:
+        return _report(Path(report[0]).expanduser(), arguments)
+    settings, folder = _settings([item for item in arguments if not item.startswith("hydra")])
+    found = Study.of(settings)
+    _keep(settings, folder)
+    failures = _run(found, folder, _launcher([item for item in arguments if item.startswith("hydra")]))
+    for job, error in failures:
+        Console(stderr=True).print(f"failed: {job.method}, seed {job.seed}: {error} (see {job.folder}.log)", soft_wrap=True)
+    Console().print(f"report: {write_report(found, folder)}", soft_wrap=True)
+    return 2 if failures else 0
+
+
+def _settings(overrides: Sequence[str]) -> tuple[dict[str, Any], Path]:
+    chosen = [f"study={item.removeprefix('conf=')}" if item.startswith("conf=") else item for item in overrides]
+    if not any(item.startswith("study=") for item in chosen):
+        raise ConfigError("study needs conf=NAME, or report=DIR of one that was run")
+    cfg = compose(chosen, "study")
+    settings = cast(dict[str, Any], OmegaConf.to_container(cfg.study, resolve=True))
+    return settings, Path(cfg.output_dir).expanduser().resolve()
+
+
+def _keep(settings: dict[str, Any], folder: Path) -> None:
+    """Write down what the folder is of; another study's is refused, one with more methods or seeds goes on."""
+    path = folder / SPEC
+    if path.exists():
+        held = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(path)))
+        changed = [
+            name
+            for name, method in held["methods"].items()
+            if name in settings["methods"] and list(method["overrides"]) != list(settings["methods"][name]["overrides"])
+        ]
+        if changed or list(held["overrides"]) != list(settings["overrides"]):
+            what = f"method {changed[0]}" if changed else "overrides of all runs"
+            raise ConfigError(f"output_dir={folder} holds a study with other settings ({what}): choose another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(path, OmegaConf.to_yaml(OmegaConf.create(settings)).encode())
+
+
+def _launcher(options: Sequence[str]) -> list[str]:
+    """Hydra's options, with a run a core where nobody says otherwise and the plugin is there."""
+    if any(item.startswith("hydra/launcher=") for item in options) or find_spec("hydra_plugins.hydra_joblib_launcher") is None:
+        return list(options)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    jobs = [] if any(item.startswith("hydra.launcher.n_jobs=") for item in options) else [f"hydra.launcher.n_jobs={cores}"]
+    return ["hydra/launcher=joblib", *jobs, *options]
+
+
+def _run(found: Study, folder: Path, options: Sequence[str]) -> list[tuple[Job, Exception]]:
+    jobs = found.jobs(folder)
+    waiting = [job for job in jobs if not job.finished]
+    if not waiting:
+        return []
+    over = threading.Event()
+    watcher = threading.Thread(target=_show, args=(jobs, over), daemon=True)
+    watcher.start()
+    try:
+        return launch(waiting, folder, options, found.threads)
+    finally:
+        over.set()
+        watcher.join()
+
+
+def _show(jobs: Sequence[Job], over: threading.Event) -> None:
+    columns = (TextColumn("runs"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        bar = progress.add_task("runs", total=len(jobs), completed=sum(job.finished for job in jobs))
+        while not over.wait(LOOK):
+            progress.update(bar, completed=sum(job.finished for job in jobs))
+        progress.update(bar, completed=sum(job.finished for job in jobs))
+
+
+def _report(folder: Path, arguments: Sequence[str]) -> int:
+    if len(arguments) > 1:
+        raise ConfigError("study report=DIR takes nothing else")
+    path = folder / SPEC
+    if not path.exists():
+        raise DataError(f"report={folder}: there is no {SPEC} of a study")
+    settings = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(path)))
+    Console().print(f"report: {write_report(Study.of(settings), folder.resolve())}", soft_wrap=True)
+    return 0
