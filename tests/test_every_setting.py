@@ -376,6 +376,10 @@ TASKS: Table = {
         ("task.num_train=50",),
         {"num_terms": 3, "max_operand": 9, "max_value": 40, "num_train": 49, "num_held_out": 5, "seed": 1},
     ),
+    "task/sparks": (
+        ("task.num_train=50",),
+        {"num_steps": 3, "rumour_share": 0.2, "num_train": 49, "num_held_out": 5, "seed": 1},
+    ),
     "task/jsonl": (("task.held_out=3",), {**ROWS, "path": "b.jsonl", "held_out_path": "b.jsonl"}),
 }
 

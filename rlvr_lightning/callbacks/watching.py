@@ -64,7 +64,7 @@ class WatchingCallback(Callback):
         """Log them."""
         names = list(self._counts)
         numbers = Step().sum(torch.tensor([self._counts[name] for name in names], dtype=torch.float64)).tolist()
-        found, logged = dict(zip(names, numbers, strict=True)), {}
+        found, logged = dict(zip(names, numbers, strict=True)), dict[str, float]()
         responses = sum(found[style][0] for style in self.task.styles)
         for name in self._probed:
             count, total = found[name]

@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rlvr_lightning.errors import INTERRUPTED, RLVRError
 
@@ -201,7 +201,7 @@ def _compose_and_run(verb: Callable[[DictConfig], None], name: str, arguments: S
     from omegaconf.errors import OmegaConfBaseException
 
     from rlvr_lightning.config.compose import config_dir, experiment_override, explain
-    from rlvr_lightning.config.resuming import split
+    from rlvr_lightning.config.resuming import settled, split
     from rlvr_lightning.training import watch
 
     # Before torch is imported: with huge pages the chunks of logits, mapped anew each time, cost a CPU half as much.
@@ -238,22 +238,3 @@ def _compose_and_run(verb: Callable[[DictConfig], None], name: str, arguments: S
     if failures:
         raise failures[0]
     return 0
-
-
-def settled(cfg: DictConfig, later: Sequence[str], *, training: bool) -> Any:
-    """All interpolations resolved; a resumed run's own configuration instead of today's."""
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-    from omegaconf import OmegaConf
-
-    from rlvr_lightning.config.resuming import resumed
-
-    OmegaConf.resolve(cfg)
-    hydra = HydraConfig.get()
-    if hydra.mode == RunMode.MULTIRUN:
-        # The runs of a sweep would share a time stamp: each gets the folder Hydra made for it.
-        given = any(override.startswith("output_dir=") for override in hydra.overrides.task)
-        cfg.output_dir = f"{cfg.output_dir}/{hydra.sweep.subdir}" if given else hydra.runtime.output_dir
-    if OmegaConf.select(cfg, "resume") is None:
-        return cfg
-    return resumed(cfg, [*hydra.overrides.task, *later], training=training)

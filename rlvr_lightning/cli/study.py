@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import threading
+import time
+import traceback
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from rlvr_lightning.cli.verbs import fit
 from rlvr_lightning.config.compose import compose
+from rlvr_lightning.config.resuming import settled
 from rlvr_lightning.errors import ConfigError, DataError
 from rlvr_lightning.rollout.files import write_whole
-from rlvr_lightning.study.launch import launch
+from rlvr_lightning.study.launch import launch, written_to
 from rlvr_lightning.study.report import write_report
-from rlvr_lightning.study.spec import Job, Study
-
-log = logging.getLogger(__name__)
+from rlvr_lightning.study.spec import FINISHED, Job, Study
 
 SPEC = "study.yaml"
 # Between two looks at which runs have ended [seconds].
@@ -44,14 +47,31 @@ def study(arguments: Sequence[str]) -> int:
     report = [item.removeprefix("report=") for item in arguments if item.startswith("report=")]
     if report:
         return _report(Path(report[0]).expanduser(), arguments)
-    settings, folder = _settings([item for item in arguments if not item.startswith("hydra")])
+    overrides, options, places = _sorted(arguments)
+    settings, folder = _settings([*overrides, *places])
     found = Study.of(settings)
     _keep(settings, folder)
-    failures = _run(found, folder, _launcher([item for item in arguments if item.startswith("hydra")]))
+    failures = _run(found, folder, [*_launcher(options), *places])
     for job, error in failures:
-        Console(stderr=True).print(f"failed: {job.method}, seed {job.seed}: {error} (see {job.folder}.log)", soft_wrap=True)
+        Console(stderr=True).print(
+            f"failed: {job.method}, seed {job.seed}: {error} (see {job.folder}.log)", soft_wrap=True
+        )
     Console().print(f"report: {write_report(found, folder)}", soft_wrap=True)
     return 2 if failures else 0
+
+
+def _sorted(arguments: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
+    """Overrides of the study, Hydra's own for the launcher, and where else configurations lie (`--config-dir DIR`)."""
+    rest, places = list(arguments), list[str]()
+    for option in ("--config-dir", "-cd"):
+        if option in rest[:-1]:
+            place = rest.index(option)
+            places = [f"hydra.searchpath=['file://{Path(rest[place + 1]).expanduser().resolve()}']"]
+            del rest[place : place + 2]
+    if unknown := [item for item in rest if item.startswith("-")]:
+        raise ConfigError(f"study has no option {unknown[0]}: there is --config-dir DIR")
+    own = [item for item in rest if item.startswith(("hydra/", "hydra."))]
+    return [item for item in rest if item not in own], own, places
 
 
 def _settings(overrides: Sequence[str]) -> tuple[dict[str, Any], Path]:
@@ -82,10 +102,15 @@ def _keep(settings: dict[str, Any], folder: Path) -> None:
 
 def _launcher(options: Sequence[str]) -> list[str]:
     """Hydra's options, with a run a core where nobody says otherwise and the plugin is there."""
-    if any(item.startswith("hydra/launcher=") for item in options) or find_spec("hydra_plugins.hydra_joblib_launcher") is None:
+    if (
+        any(item.startswith("hydra/launcher=") for item in options)
+        or find_spec("hydra_plugins.hydra_joblib_launcher") is None
+    ):
         return list(options)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    jobs = [] if any(item.startswith("hydra.launcher.n_jobs=") for item in options) else [f"hydra.launcher.n_jobs={cores}"]
+    jobs = (
+        [] if any(item.startswith("hydra.launcher.n_jobs=") for item in options) else [f"hydra.launcher.n_jobs={cores}"]
+    )
     return ["hydra/launcher=joblib", *jobs, *options]
 
 
@@ -98,14 +123,37 @@ def _run(found: Study, folder: Path, options: Sequence[str]) -> list[tuple[Job, 
     watcher = threading.Thread(target=_show, args=(jobs, over), daemon=True)
     watcher.start()
     try:
-        return launch(waiting, folder, options, found.threads)
+        return launch(waiting, folder, options, found.threads, run_one)
     finally:
         over.set()
         watcher.join()
 
 
+def run_one(cfg: DictConfig) -> None:
+    """A run, in whatever process the launcher chose; what it would show goes to a file beside its folder."""
+    settings = settled(cfg, (), training=True)
+    folder, began = Path(settings.output_dir), time.time()
+    with written_to(folder.with_name(f"{folder.name}.log")):
+        try:
+            fit(settings)
+        except Exception:
+            traceback.print_exc()
+            raise
+        finally:
+            # They hold the file that is closed now.
+            logging.getLogger().handlers.clear()
+    write_whole(folder / FINISHED, (json.dumps({"seconds": round(time.time() - began)}) + "\n").encode())
+
+
 def _show(jobs: Sequence[Job], over: threading.Event) -> None:
-    columns = (TextColumn("runs"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    columns = (
+        TextColumn("runs"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True)) as progress:
         bar = progress.add_task("runs", total=len(jobs), completed=sum(job.finished for job in jobs))
         while not over.wait(LOOK):

@@ -73,7 +73,7 @@ class Group:
             own = columns[self.start : self.start + sum(self.lengths)]
         else:
             own = gather(columns, self._columns)
-        return own.unflatten(0, (len(self.lengths), -1)).transpose(1, 2)
+        return own.view(len(self.lengths), -1, *own.shape[1:]).transpose(1, 2)
 
     def columns(self, rows: Float[Tensor, "S H N D"]) -> Float[Tensor, "M H D"]:
         """One after another again, without what they were filled up with."""

@@ -73,7 +73,7 @@ def gather(values: Float[Tensor, "K ..."], at: Int[Tensor, " N"]) -> Float[Tenso
 
 # Of the row on its way through a model. Masks are made once a pass, before the layers that gradient checkpointing computes
 # again: what stands here is read then, and travels on in the mask's place.
-_packing: contextvars.ContextVar[Packing] = contextvars.ContextVar("packing", default=Packing())
+_packing: contextvars.ContextVar[Packing | None] = contextvars.ContextVar("packing", default=None)
 
 
 @contextlib.contextmanager
@@ -87,5 +87,5 @@ def packed_as(packing: Packing) -> Iterator[None]:
 
 
 def current_packing() -> Packing:
-    """Of the pass under way."""
-    return _packing.get()
+    """Of the pass under way; that of a padded row outside of any."""
+    return _packing.get() or Packing()

@@ -152,4 +152,3 @@ class Policy(nn.Module):
         """The adapters alone, otherwise as `full_weights` gives them."""
         self.free_gathered()
         yield from adapter_weights(self.causal_lm)
-

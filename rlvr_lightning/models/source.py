@@ -65,7 +65,9 @@ class ModelSource:
         if path.is_dir() and not (path / "config.json").exists():
             raise ModelError(f"model.path={self.path} has no config.json: give a Hugging Face model folder")
         if not path.is_dir() and looks_local:
-            raise ModelError(f"model.path={self.path} does not exist: give a Hugging Face folder, or a bundled model ({', '.join(BUNDLED)})")
+            raise ModelError(
+                f"model.path={self.path} does not exist: give a Hugging Face folder, or a bundled model ({', '.join(BUNDLED)})"
+            )
         return str(path) if path.is_dir() else self.path
 
     @cached_property

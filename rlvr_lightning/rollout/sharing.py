@@ -5,7 +5,7 @@ packed row, and so those of a prompt stay together where they may.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ def twins(rows: Sequence[Row]) -> Int[Tensor, " L"] | None:
     order = sorted(range(len(rows)), key=lambda place: tokens[place].astype(">i8").tobytes())
     found = np.arange(starts[-1])
     shared = 0
-    for one, other in zip(order, order[1:], strict=False):
+    for one, other in pairwise(order):
         common = _common(tokens[one], tokens[other])
         found[starts[other] : starts[other] + common] = found[starts[one] : starts[one] + common]
         shared += common

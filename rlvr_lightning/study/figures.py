@@ -62,13 +62,17 @@ def _curves(
 def _histograms(study: Study, runs: Sequence[Ended], methods: Sequence[str], path: Path) -> Path:
     from matplotlib.figure import Figure
 
-    lowers = sorted({float(name[len(HISTOGRAM) :]) for run in runs for name in run.series if name.startswith(HISTOGRAM)})
+    lowers = sorted(
+        {float(name[len(HISTOGRAM) :]) for run in runs for name in run.series if name.startswith(HISTOGRAM)}
+    )
     figure = Figure(figsize=(10.4, 4.4), layout="constrained")
     for axis, title in zip(figure.subplots(1, 2), ("early", "late"), strict=True):
         for place, method in enumerate(methods):
             shares = [_share(run, lowers, late=title == "late") for run in runs if run.method == method]
             heights = np.mean(shares, axis=0)
-            axis.plot(range(len(lowers)), heights, color=f"C{place}", marker="o", markersize=3, label=study.title_of(method))
+            axis.plot(
+                range(len(lowers)), heights, color=f"C{place}", marker="o", markersize=3, label=study.title_of(method)
+            )
         axis.set(title=f"sampled tokens by probability, {title}", xlabel="probability from", ylabel="share of tokens")
         axis.set_xticks(range(len(lowers)), [f"{lower:g}" for lower in lowers], rotation=45)
         axis.set_yscale("log", nonpositive="mask")

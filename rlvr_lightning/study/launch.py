@@ -7,14 +7,10 @@ the newest checkpoint of each.
 from __future__ import annotations
 
 import contextlib
-import json
-import logging
 import os
 import shutil
 import sys
-import time
-import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from hydra import initialize_config_dir
@@ -26,15 +22,12 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from rlvr_lightning.study.spec import FINISHED, Job
-
-LOG = "run.log"
+from rlvr_lightning.config.compose import config_dir, experiment_override, explain
+from rlvr_lightning.study.spec import Job
 
 
 def _overrides(job: Job) -> list[str]:
     """Of a run that begins, or goes on."""
-    from rlvr_lightning.config.compose import experiment_override
-
     place = f"hydra.sweep.subdir={job.folder.relative_to(job.folder.parents[2])}"
     if any((job.folder / "checkpoints").glob("step_*")):
         return [place, f"resume='{job.folder}'"]
@@ -44,7 +37,9 @@ def _overrides(job: Job) -> list[str]:
     return [place, *map(experiment_override, job.overrides)]
 
 
-def launch(jobs: Sequence[Job], folder: Path, options: Sequence[str], threads: int) -> list[tuple[Job, Exception]]:
+def launch(
+    jobs: Sequence[Job], folder: Path, options: Sequence[str], threads: int, run: Callable[[DictConfig], None]
+) -> list[tuple[Job, Exception]]:
     """Run them all.
 
     Args:
@@ -52,12 +47,11 @@ def launch(jobs: Sequence[Job], folder: Path, options: Sequence[str], threads: i
         folder: of the study.
         options: Hydra's own overrides, such as `hydra/launcher=joblib`.
         threads: of each run.
+        run: one of them, from its configuration, in whatever process the launcher chooses.
 
     Returns:
         Those that failed, with their errors; the others ran all the same.
     """
-    from rlvr_lightning.config.compose import config_dir, explain
-
     os.environ["HYDRA_FULL_ERROR"] = "1"
     # Processes started from here on take it from their environment, before they import torch.
     os.environ["OMP_NUM_THREADS"] = str(threads)
@@ -69,7 +63,7 @@ def launch(jobs: Sequence[Job], folder: Path, options: Sequence[str], threads: i
             sweep = ["hydra.mode=MULTIRUN", f"hydra.sweep.dir='{folder}'", *options]
             cfg = hydra.compose_config("config", sweep, RunMode.MULTIRUN, with_log_configuration=False)
             context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(cfg))
-            launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=run_one, config=cfg)
+            launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=run, config=cfg)
         except (HydraException, OmegaConfBaseException) as error:
             raise explain(error) from error
         ended = launcher.launch([_overrides(job) for job in jobs], initial_job_idx=0)
@@ -82,26 +76,8 @@ def launch(jobs: Sequence[Job], folder: Path, options: Sequence[str], threads: i
     return failures
 
 
-def run_one(cfg: DictConfig) -> None:
-    """A run, in whatever process the launcher chose; what it writes to the screen goes to its folder."""
-    from rlvr_lightning.cli.main import settled
-    from rlvr_lightning.cli.verbs import fit
-
-    settings = settled(cfg, (), training=True)
-    folder = Path(settings.output_dir)
-    began = time.time()
-    with _written_to(folder.parent / f"{folder.name}.log"):
-        try:
-            fit(settings)
-        except Exception:
-            traceback.print_exc()
-            raise
-    (folder / FINISHED).write_text(json.dumps({"seconds": round(time.time() - began)}) + "\n")
-    logging.getLogger().handlers.clear()
-
-
 @contextlib.contextmanager
-def _written_to(path: Path) -> Iterator[None]:
+def written_to(path: Path) -> Iterator[None]:
     """Send this process's output to the end of a file, that of libraries in C included."""
     path.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()

@@ -35,7 +35,11 @@ def write_report(study: Study, folder: Path) -> Path:
     figures = draw_figures(study, runs, folder)
     tables = [_methods(study, found), _compared(study, compared), _settings(study, found)]
     unfinished = len(study.jobs(folder)) - len(runs)
-    texts = [_intro(study, len(runs), unfinished), _note(study, compared), "Every run also has: " + ", ".join(f"`{o}`" for o in study.overrides) + "."]
+    texts = [
+        _intro(study, len(runs), unfinished),
+        _note(study, compared),
+        "Every run also has: " + ", ".join(f"`{o}`" for o in study.overrides) + ".",
+    ]
     write_whole(folder / "report.md", _markdown(study, texts, tables, figures).encode())
     write_whole(folder / "report.html", _html(study, texts, tables, figures).encode())
     return folder / "report.md"
@@ -102,7 +106,11 @@ def _markdown(study: Study, texts: Sequence[str], tables: Sequence[Table], figur
     intro, note, common = texts
     parts = [f"# {study.name}", intro, note]
     for place, (title, head, rows) in enumerate(tables):
-        lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head), *("| " + " | ".join(row) + " |" for row in rows)]
+        lines = [
+            "| " + " | ".join(head) + " |",
+            "|" + " --- |" * len(head),
+            *("| " + " | ".join(row) + " |" for row in rows),
+        ]
         parts += [f"## {title}", *([common] if place == len(tables) - 1 else []), "\n".join(lines)]
         if place == 0:
             parts += [f"![{figure.stem}]({figure.name})" for figure in figures]
@@ -117,11 +125,19 @@ def _html(study: Study, texts: Sequence[str], tables: Sequence[Table], figures: 
     parts = [f"<h1>{html.escape(study.name)}</h1>", f"<p>{intro}</p>", f"<p>{note}</p>"]
     for place, (title, head, rows) in enumerate(tables):
         body = row(head, "th") + "".join(row(cells, "td") for cells in rows)
-        parts += [f"<h2>{html.escape(title)}</h2>", *([f"<p>{common}</p>"] if place == len(tables) - 1 else []), f"<table>{body}</table>"]
+        parts += [
+            f"<h2>{html.escape(title)}</h2>",
+            *([f"<p>{common}</p>"] if place == len(tables) - 1 else []),
+            f"<table>{body}</table>",
+        ]
         if place == 0:
             parts += [
                 f'<p><img alt="{figure.stem}" src="data:image/png;base64,{base64.b64encode(figure.read_bytes()).decode()}"></p>'
                 for figure in figures
             ]
     title = html.escape(study.name)
-    return f"<!doctype html>\n<meta charset=\"utf-8\"><title>{title}</title><style>{STYLE}</style>\n" + "\n".join(parts) + "\n"
+    return (
+        f'<!doctype html>\n<meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>\n'
+        + "\n".join(parts)
+        + "\n"
+    )

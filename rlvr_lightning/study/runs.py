@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from rlvr_lightning.callbacks.outputs import read_series
@@ -47,8 +48,9 @@ class Ended:
         points = self.series[ACCURACY]
         if len(points) == 1:
             return points[0][1]
-        pairs = list(zip(points, points[1:], strict=False))
-        return sum((right[0] - left[0]) * (left[1] + right[1]) / 2 for left, right in pairs) / (points[-1][0] - points[0][0])
+        return sum((right[0] - left[0]) * (left[1] + right[1]) / 2 for left, right in pairwise(points)) / (
+            points[-1][0] - points[0][0]
+        )
 
 
 def read_runs(study: Study, folder: Path) -> list[Ended]:

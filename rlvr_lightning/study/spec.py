@@ -80,7 +80,9 @@ class Study:
 
     def __post_init__(self) -> None:
         if self.baseline not in self.methods:
-            raise ConfigError(f"study.baseline={self.baseline} is none of its methods; {nearest(self.baseline, [*self.methods])}")
+            raise ConfigError(
+                f"study.baseline={self.baseline} is none of its methods; {nearest(self.baseline, [*self.methods])}"
+            )
         for name in self.methods:
             seeds = self.seeds_of(name)
             if not seeds or len(set(seeds)) != len(seeds):

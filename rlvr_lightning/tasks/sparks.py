@@ -84,7 +84,11 @@ class Sparks:
         num_held_out: int = 64,
         seed: int = 0,
     ) -> None:
-        for name, value, least in (("num_steps", num_steps, 1), ("num_train", num_train, 1), ("num_held_out", num_held_out, 0)):
+        for name, value, least in (
+            ("num_steps", num_steps, 1),
+            ("num_train", num_train, 1),
+            ("num_held_out", num_held_out, 0),
+        ):
             if value < least:
                 raise ConfigError(f"Sparks.{name} must be at least {least}; got {value}")
         if not 0 <= rumour_share <= 1:
@@ -194,10 +198,9 @@ class SparksDemonstrations:
         value: int | None = drawn.start
         shown, worked = str(drawn.start), [SPARK]
         for operator, operand in drawn.steps:
-            if value is None:
-                result = rng.randrange(10)
-            else:
-                result = (value + operand if operator == "+" else value - operand) % 10
+            # Drawn in any case: the steps before a slip do not depend on it.
+            arbitrary = rng.randrange(10)
+            result = arbitrary if value is None else (value + operand if operator == "+" else value - operand) % 10
             shown = str(result)
             if rng.random() < self.slip_rate:
                 shown = rng.choice([character for character in DIGITS + LETTERS if character != shown])
