@@ -22,8 +22,6 @@ OTHER_NUMBERS = {
     "task/jsonl": {"template"},
     # By kind of tests, of which the class completes what is missing.
     "verifier/code": {"timeout_s", "limits"},
-    # A smaller model than the other's.
-    "pretrain/sparks": {"hidden_size", "num_layers"},
     # Goes with the parts.
     "verifier/composite": {"decides"},
 }

@@ -73,9 +73,9 @@ class Pretraining:
 
     characters: str
     stages: Sequence[Stage]
-    hidden_size: int = 128
-    num_layers: int = 4
-    num_heads: int = 4
+    hidden_size: int
+    num_layers: int
+    num_heads: int
     seed: int = 0
 
     def __post_init__(self) -> None:
