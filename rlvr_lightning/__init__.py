@@ -46,6 +46,7 @@ _HOMES = {
     "SinglePart": "methods.partitioners.single",
     "TopEntropy": "methods.partitioners.top_entropy",
     "ASPO": "methods.constraints.aspo",
+    "BAPO": "methods.constraints.bapo",
     "CEGPPO": "methods.constraints.ce_gppo",
     "CISPO": "methods.constraints.cispo",
     "CappedRatio": "methods.constraints.capped_ratio",
