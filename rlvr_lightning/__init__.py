@@ -62,6 +62,7 @@ _HOMES = {
     "EntropyBonus": "methods.regularizers.entropy_bonus",
     "KLCov": "methods.regularizers.kl_cov",
     "LpReg": "methods.regularizers.lp_reg",
+    "STARE": "methods.weightings.stare",
     "MIS": "methods.corrections.mis",
     "TIS": "methods.corrections.tis",
     "Band": "methods.controllers.band",
