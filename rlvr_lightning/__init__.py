@@ -63,6 +63,7 @@ _HOMES = {
     "KLCov": "methods.regularizers.kl_cov",
     "LpReg": "methods.regularizers.lp_reg",
     "STARE": "methods.weightings.stare",
+    "STEER": "methods.weightings.steer",
     "MIS": "methods.corrections.mis",
     "TIS": "methods.corrections.tis",
     "Band": "methods.controllers.band",
