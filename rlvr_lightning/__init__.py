@@ -62,6 +62,8 @@ _HOMES = {
     "EntropyBonus": "methods.regularizers.entropy_bonus",
     "KLCov": "methods.regularizers.kl_cov",
     "LpReg": "methods.regularizers.lp_reg",
+    "ClipB": "methods.weightings.entropy_clip",
+    "ClipV": "methods.weightings.entropy_clip",
     "STARE": "methods.weightings.stare",
     "STEER": "methods.weightings.steer",
     "MIS": "methods.corrections.mis",
