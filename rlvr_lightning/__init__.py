@@ -64,6 +64,7 @@ _HOMES = {
     "LpReg": "methods.regularizers.lp_reg",
     "ClipB": "methods.weightings.entropy_clip",
     "ClipV": "methods.weightings.entropy_clip",
+    "ERC": "methods.weightings.erc",
     "RepoR": "methods.weightings.repo_r",
     "STARE": "methods.weightings.stare",
     "STEER": "methods.weightings.steer",
