@@ -27,7 +27,7 @@ from rlvr_lightning.objective.objective import Objective
 from rlvr_lightning.objective.scoring import Scorer
 from rlvr_lightning.objective.statistics import EntropyFlow
 from rlvr_lightning.objective.step import Step
-from rlvr_lightning.protocols import Aggregator, ConstraintPolicy, Correction, Regularizer, TokenPartitioner
+from rlvr_lightning.protocols import Aggregator, ConstraintPolicy, Correction, Regularizer, TokenPartitioner, Weighting
 from rlvr_lightning.rollout.gathering import from_all_ranks
 from rlvr_lightning.training.driver import Driver
 from rlvr_lightning.training.optim import OptimSettings, enforce, gradient_norm, make_optimizer, make_schedule
@@ -56,6 +56,7 @@ class RLVRModule(EvaluatedModule):
         controller: moves one number of one component once an optimizer step; none by default.
         diagnostics_every_n_steps: entropy flow, quadrants and the histogram of probabilities, which cost a little, are of
             every n-th optimizer step.
+        weightings: factors of the surrogate by name; none by default.
 
     Raises:
         ConfigError: a setting is out of range or components do not fit together.
@@ -75,6 +76,7 @@ class RLVRModule(EvaluatedModule):
         controller: Controller | None = None,
         sharding: ShardSettings | None = None,
         diagnostics_every_n_steps: int = DIAGNOSTICS_EVERY,
+        weightings: Mapping[str, Weighting] | None = None,
     ) -> None:
         super().__init__(eval_samples)
         if diagnostics_every_n_steps < 1:
@@ -89,6 +91,7 @@ class RLVRModule(EvaluatedModule):
             regularizers or {},
             aggregator or SequenceMeanTokenMean(),
             correction,
+            weightings,
         )
         self.driver = None if controller is None else Driver(controller, self.objective)
         self.epoch_metrics: dict[str, float] = {}

@@ -15,11 +15,13 @@ from torch import Tensor
 
 from rlvr_lightning.methods.aggregators import SequenceMeanTokenMean, SequenceMeanTokenSum, TokenMean
 from rlvr_lightning.methods.constraints.aspo import ASPO
+from rlvr_lightning.methods.constraints.bapo import BAPO
 from rlvr_lightning.methods.constraints.capped_ratio import CappedRatio
 from rlvr_lightning.methods.constraints.ce_gppo import CEGPPO
 from rlvr_lightning.methods.constraints.cispo import CISPO
 from rlvr_lightning.methods.constraints.clip_cov import ClipCov
 from rlvr_lightning.methods.constraints.clip_kl import ClipKL
+from rlvr_lightning.methods.constraints.dppo import DPPO
 from rlvr_lightning.methods.constraints.flexible_clip import FlexibleClip
 from rlvr_lightning.methods.constraints.gmpo import GMPO
 from rlvr_lightning.methods.constraints.gspo import GSPO
@@ -35,6 +37,11 @@ from rlvr_lightning.methods.partitioners.top_entropy import TopEntropy
 from rlvr_lightning.methods.regularizers.entropy_bonus import EntropyBonus
 from rlvr_lightning.methods.regularizers.kl_cov import KLCov
 from rlvr_lightning.methods.regularizers.lp_reg import LpReg
+from rlvr_lightning.methods.weightings.entropy_clip import ClipB, ClipV
+from rlvr_lightning.methods.weightings.erc import ERC
+from rlvr_lightning.methods.weightings.repo_r import RepoR
+from rlvr_lightning.methods.weightings.stare import STARE
+from rlvr_lightning.methods.weightings.steer import STEER
 from rlvr_lightning.objective.joining import cut, join
 from rlvr_lightning.objective.objective import Objective
 from rlvr_lightning.objective.scoring import Alone
@@ -56,6 +63,10 @@ Build = Callable[[Aggregator], Objective]
 
 def single(constraint: ConstraintPolicy, correction: Any = None, **regularizers: Any) -> Build:
     return lambda aggregator: Objective(SinglePart(), constraint, regularizers, aggregator, correction)
+
+
+def weighed(constraint: ConstraintPolicy, correction: Any = None, **weightings: Any) -> Build:
+    return lambda aggregator: Objective(SinglePart(), constraint, {}, aggregator, correction, weightings)
 
 
 def archer(variant: Any = "paper", scope: Any = "response", **regularizers: Any) -> Build:
@@ -100,6 +111,24 @@ OBJECTIVES: dict[str, Build] = {
         lp_reg=LpReg(0.6, 0.02),
         kl_cov=KLCov(0.2),
         entropy_bonus=EntropyBonus(0.1),
+    ),
+    "dppo": two_parts(RandomShare(0.4), DPPO("tv", LOW, HIGH, 1.3)),
+    "dppo, kl": single(DPPO("kl", 0.02, 0.03, 1.3)),
+    "bapo": single(BAPO(0.45, 0.7, 0.9, 1.05, 1.4, 0.05, 1.3)),
+    "bapo, reference": single(BAPO(0.9, 0.7, 0.9, 1.05, 1.4, 0.05, 1.3, "reference")),
+    "stare": weighed(ClipKL(0.2, 0.28), stare=STARE(0.3, 1.5, 0.6, 9.0)),
+    "steer": weighed(ClipKL(0.2, 0.28), steer=STEER(0.4)),
+    "clip_b": weighed(ClipKL(), clip_b=ClipB(0.5)),
+    "clip_v": weighed(ClipKL(), clip_v=ClipV(0.4, 0.1)),
+    "repo_r": weighed(ClipKL(kl_coef=0.1), repo_r=RepoR(0.3)),
+    "erc": weighed(SAPO(), TIS(1.2), erc=ERC(0.2, 0.2)),
+    "weightings at once": lambda aggregator: Objective(
+        TopEntropy(0.5),
+        OnlyPart("reasoning", CISPO(LOW, HIGH)),
+        {"lp_reg": LpReg(0.6, 0.1, variant="reference"), "erc": EntropyBonus(0.1)},
+        aggregator,
+        MIS(0.7, 1.4),
+        {"one": STARE(0.3, 1.5, 0.6, 9.0), "two": STARE(0.1, 2.0, 0.9, 9.0), "steer": STEER(0.4), "erc": ERC(0.5, 0.5)},
     ),
 }
 

@@ -13,11 +13,13 @@ from rlvr_lightning.errors import ConfigError
 from rlvr_lightning.methods.advantages.group_relative import GroupRelative
 from rlvr_lightning.methods.aggregators import SequenceMeanTokenMean, SequenceMeanTokenSum, TokenMean
 from rlvr_lightning.methods.constraints.aspo import ASPO
+from rlvr_lightning.methods.constraints.bapo import BAPO
 from rlvr_lightning.methods.constraints.capped_ratio import CappedRatio
 from rlvr_lightning.methods.constraints.ce_gppo import CEGPPO
 from rlvr_lightning.methods.constraints.cispo import CISPO
 from rlvr_lightning.methods.constraints.clip_cov import ClipCov
 from rlvr_lightning.methods.constraints.clip_kl import ClipKL
+from rlvr_lightning.methods.constraints.dppo import DPPO
 from rlvr_lightning.methods.constraints.gmpo import GMPO
 from rlvr_lightning.methods.constraints.gspo import GSPO
 from rlvr_lightning.methods.constraints.opefo import OPEFO
@@ -30,6 +32,11 @@ from rlvr_lightning.methods.partitioners.top_entropy import TopEntropy
 from rlvr_lightning.methods.regularizers.entropy_bonus import EntropyBonus
 from rlvr_lightning.methods.regularizers.kl_cov import KLCov
 from rlvr_lightning.methods.regularizers.lp_reg import LpReg
+from rlvr_lightning.methods.weightings.entropy_clip import ClipB, ClipV
+from rlvr_lightning.methods.weightings.erc import ERC
+from rlvr_lightning.methods.weightings.repo_r import RepoR
+from rlvr_lightning.methods.weightings.stare import STARE
+from rlvr_lightning.methods.weightings.steer import STEER
 from rlvr_lightning.objective.responses import count_responses, response_lengths, response_mean, response_quantile
 from rlvr_lightning.objective.step import Step
 from rlvr_lightning.types import MaskCount, TokenStats
@@ -64,6 +71,26 @@ from rlvr_lightning.types import MaskCount, TokenStats
         (lambda: ASPO(dual_clip=1), "ASPO.dual_clip must be above 1; got 1"),
         (lambda: CEGPPO(beta_low=-1), r"CEGPPO.beta_low must be in \[0, inf\]; got -1"),
         (lambda: OPEFO(2), r"OPEFO.strength must be in \[0, 1\]; got 2"),
+        (lambda: DPPO("tvd"), "DPPO.divergence must be tv or kl; got 'tvd'"),  # type: ignore[arg-type]
+        (lambda: DPPO(delta_low={"a": -1}), r"DPPO.delta_low must be in \[0, inf\]; got -1"),
+        (lambda: DPPO(max_ratio=1), "DPPO.max_ratio must be above 1; got 1"),
+        (lambda: BAPO(1.0), r"BAPO.target must be in \(0, 1\), or above 0 for the reference; got 1.0"),
+        (lambda: BAPO(lower=0.95), r"BAPO.lower and lower_limit must be in order, in \[0, 1\]; got 0.95 and 0.9"),
+        (lambda: BAPO(upper=4), r"BAPO.upper and upper_limit must be in order, in \[1, inf\); got 4 and 3.0"),
+        (lambda: BAPO(upper_step=0), "BAPO.upper_step must be above 0; got 0"),
+        (lambda: BAPO(dual_clip=1), "BAPO.dual_clip must be above 1 or null; got 1"),
+        (lambda: STARE(0), r"STARE.share must be in \(0, 1\); got 0"),
+        (lambda: STARE(weight_pos=0.9), "STARE.weight_pos must be at least 1, and finite; got 0.9"),
+        (lambda: STARE(weight_neg=1.1), r"STARE.weight_neg must be in \[0, 1\]; got 1.1"),
+        (lambda: STARE(target=0), "STARE.target must be above 0; got 0"),
+        (lambda: STEER(1), r"STEER.least must be in \(0, 1\); got 1"),
+        (lambda: STEER(floor=0), "STEER.floor must be above 0, and finite; got 0"),
+        (lambda: ClipB(0), "ClipB.deviations must be above 0; got 0"),
+        (lambda: ClipV(-1), "ClipV.deviations must be above 0; got -1"),
+        (lambda: ClipV(max_share=1), r"ClipV.max_share must be in \(0, 1\); got 1"),
+        (lambda: RepoR(math.inf), "RepoR.zeta must be finite; got inf"),
+        (lambda: ERC(0), r"ERC.clip_low must be in \(0, 1\]; got 0"),
+        (lambda: ERC(clip_high=0), "ERC.clip_high must be above 0; got 0"),
         (lambda: TIS(0.5), "TIS.most must be at least 1; got 0.5"),
         (lambda: TIS(level="row"), "TIS.level must be token, sequence, geometric; got row"),  # type: ignore[arg-type]
         (lambda: MIS(level=""), "MIS.level must be token, sequence, geometric; got "),  # type: ignore[arg-type]

@@ -39,7 +39,10 @@ COMPONENTS = (
     "shaping",
     "task",
     "verifier",
+    "weighting",
 )
+# Of which there may be several, each under its name.
+SEVERAL = ("regularizer", "weighting")
 REWARDS = Path(__file__).parent / "verifiers" / "rewards.py:score"
 FULL_SIZE = ("archer_code_1_5b", "archer_math_1_5b", "lp_reg_qwen3_14b", "lp_reg_qwen2_5_32b")
 TINY = tuple(sorted({file.stem for file in (config_dir() / "experiment").glob("*.yaml")} - set(FULL_SIZE)))
@@ -59,12 +62,27 @@ NUMBERS: dict[str, dict[str, Any]] = {
     "constraint/eighty_twenty": {"part": "reasoning", "constraint.clip_low": 0.2, "constraint.clip_high": 0.28},
     "constraint/aspo": {"dual_clip": 3.0},
     "constraint/ce_gppo": {"beta_low": 0.5, "beta_high": 1.0},
+    "constraint/dppo": {"divergence": "tv", "delta_low": 0.15, "delta_high": 0.15, "max_ratio": 20.0},
+    "constraint/bapo": {
+        "target": 0.4,
+        "lower": 0.6,
+        "lower_limit": 0.9,
+        "upper": 1.2,
+        "upper_limit": 3.0,
+        "upper_step": 0.05,
+    },
     "correction/tis": {"most": 2.0},
     "correction/mis": {"least": 0.5, "most": 2.0},
     "partitioner/entropy_quantile": {"quantile": 0.8},
     "partitioner/top_entropy": {"share": 0.2},
     "regularizer/kl_cov": {"share": 2e-3, "coef": 1.0},
     "regularizer/lp_reg": {"quantile": 0.01, "threshold": 0.02, "coef": 1.0},
+    "weighting/stare": {"share": 0.1, "weight_pos": 1.1, "weight_neg": 1.0, "target": 0.3},
+    "weighting/steer": {"least": 0.8, "floor": 0.02},
+    "weighting/clip_b": {"deviations": 2.5},
+    "weighting/clip_v": {"deviations": 8.5, "max_share": 1e-4},
+    "weighting/erc": {"clip_low": 0.05, "clip_high": 0.05},
+    "controller/halving_doubling": {"smallest": 1e-4, "least": -0.05, "most": 0.05},
     "controller/stepwise": {"target": 0.2, "step": 0.005},
     "controller/oscillating_decay": {"low_share": 0.2},
 }
@@ -81,7 +99,7 @@ def component_yamls() -> Iterator[tuple[str, str]]:
 
 
 def choose(group: str, name: str) -> DictConfig:
-    value = f"[{name}]" if group == "regularizer" else name
+    value = f"[{name}]" if group in SEVERAL else name
     extra = ["partitioner=entropy_quantile"] if (group, name) == ("constraint", "archer") else []
     file = ["task.path=x.jsonl"] if group == "task" and name == "jsonl" else []
     file += ["task.path=x"] if group == "task" and name == "huggingface" else []
@@ -94,7 +112,7 @@ def choose(group: str, name: str) -> DictConfig:
 @pytest.mark.parametrize(("group", "name"), component_yamls())
 def test_yaml_names_every_argument_and_its_source(group: str, name: str) -> None:
     cfg = choose(group, name)
-    node = cfg[group][name] if group == "regularizer" and name != "none" else cfg[group]
+    node = cfg[group][name] if group in SEVERAL and name != "none" else cfg[group]
     text = (config_dir() / group / f"{name}.yaml").read_text()
     assert text.startswith("# ")
     if name == "none":
@@ -127,7 +145,7 @@ def test_every_experiment_composes_and_its_objective_builds(name: str, variant: 
 def test_numbers_of_a_yaml_are_the_papers(yaml: str) -> None:
     group, name = yaml.split("/")
     cfg = choose(group, name)
-    node = cfg[group][name] if group == "regularizer" else cfg[group]
+    node = cfg[group][name] if group in SEVERAL else cfg[group]
     assert {key: OmegaConf.select(node, key) for key in NUMBERS[yaml]} == NUMBERS[yaml]
 
 

@@ -10,6 +10,7 @@ import pytest
 from rlvr_lightning.errors import ConfigError
 from rlvr_lightning.methods.controllers.band import Band
 from rlvr_lightning.methods.controllers.decrease_increase_decrease import DecreaseIncreaseDecrease
+from rlvr_lightning.methods.controllers.halving_doubling import HalvingDoubling
 from rlvr_lightning.methods.controllers.increase_then_decrease import IncreaseThenDecrease
 from rlvr_lightning.methods.controllers.oscillating_decay import OscillatingDecay
 from rlvr_lightning.methods.controllers.protocol import Controller
@@ -60,6 +61,37 @@ def test_stepwise_is_the_reports_rule() -> None:
     assert values == pytest.approx([0.0, 0.005, 0.01, 0.012, 0.007, 0.002, 0.0, 0.0])
 
 
+def test_halving_and_doubling_goes_through_nothing_to_the_other_side() -> None:
+    controller = HalvingDoubling(target=0.3, smallest=0.01, least=-0.05, most=0.06)
+    # Above the target: halved while at least 0.01, then to the other side and doubled to the bound.
+    down = follow(controller, [0.4] * 6, configured=0.04)
+    assert down == pytest.approx([0.04, 0.02, 0.01, -0.01, -0.02, -0.04, -0.05])
+    # As it is at the target; below it the same way back.
+    assert [controller(0.3, 7, 20), controller(0.3, 8, 20)] == [-0.05, -0.05]
+    up = [controller(0.2, step, 20) for step in range(9, 16)]
+    assert up == pytest.approx([-0.025, -0.0125, 0.01, 0.02, 0.04, 0.06, 0.06])
+
+
+def test_halving_and_doubling_leaves_nothing_by_the_smallest_step_and_keeps_to_its_bounds() -> None:
+    for entropy, expected in ((0.2, [0.0, 0.01, 0.02]), (0.4, [0.0, -0.01, -0.02]), (0.3, [0.0, 0.0, 0.0])):
+        values = follow(HalvingDoubling(target=0.3, smallest=0.01), [entropy, entropy], configured=0.0)
+        assert values == pytest.approx(expected)
+    # A number that cannot change its sign rests at its bound.
+    bounded = HalvingDoubling("regularizer.entropy_bonus.coef", 0.3, 0.01, least=0.0)
+    assert follow(bounded, [0.4, 0.4, 0.4, 0.2, 0.2], configured=0.02) == pytest.approx([0.02, 0.01, 0, 0, 0.01, 0.02])
+
+
+def test_halving_and_doubling_keeps_the_entropy_it_began_with() -> None:
+    controller = HalvingDoubling(smallest=0.01)
+    assert follow(controller, [0.7, 0.6, 0.65, 0.7, 0.8], configured=0.01) == pytest.approx(
+        [0.01, 0.01, 0.02, 0.04, 0.04, 0.02]
+    )
+    # Another run begins with another.
+    assert follow(controller, [0.4, 0.5], configured=0.04) == pytest.approx([0.04, 0.04, 0.02])
+    assert controller.state_dict() == {"value": pytest.approx(0.02), "first": 0.4}
+    assert follow(HalvingDoubling(initial=0.03), [0.4], configured=0.01) == [0.03, 0.03]
+
+
 def test_schedules_are_straight_lines_between_their_corners() -> None:
     up_down = IncreaseThenDecrease(PATH, peak=0.25, least=0.2, most=0.6)
     assert follow(up_down, [0.5] * 8) == pytest.approx([0.2, 0.4, 0.6, *[0.6 - 0.4 * k / 6 for k in range(1, 7)]])
@@ -87,6 +119,7 @@ CONTROLLERS: list[Controller] = [
     IncreaseThenDecrease(PATH),
     DecreaseIncreaseDecrease(PATH),
     OscillatingDecay(PATH),
+    HalvingDoubling(PATH, most=1.0, least=-1.0),
 ]
 
 
@@ -131,6 +164,8 @@ def test_oscillating_decay_goes_on_in_the_direction_it_had() -> None:
             "DecreaseIncreaseDecrease.trough must be in (0, peak) = (0, 0.6); got 0.7",
         ),
         (lambda: DecreaseIncreaseDecrease(peak=1.0), "DecreaseIncreaseDecrease.peak must be below 1; got 1.0"),
+        (lambda: HalvingDoubling(target=-1), "HalvingDoubling.target must be at least 0 or null; got -1"),
+        (lambda: HalvingDoubling(smallest=0), "HalvingDoubling.smallest must be in (0, most] = (0, 0.05]; got 0"),
         (lambda: OscillatingDecay(low_share=2), "OscillatingDecay.low_share must be in [0, 1]; got 2"),
     ],
 )

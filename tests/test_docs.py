@@ -11,7 +11,8 @@ from rlvr_lightning.config.compose import config_dir
 
 ROOT = Path(__file__).parents[1]
 METHODS = (ROOT / "docs" / "methods.md").read_text()
-PACKAGES = ("advantages", "partitioners", "constraints", "regularizers", "corrections", "controllers", "shaping")
+PACKAGES = ("advantages", "partitioners", "constraints", "regularizers", "weightings")
+PACKAGES += ("corrections", "controllers", "shaping")
 
 
 def length(file: Path) -> int:
@@ -34,7 +35,8 @@ def test_component_files_are_short() -> None:
 
 
 def test_every_experiment_and_member_is_documented() -> None:
-    for group in ("experiment", "advantage", "partitioner", "constraint", "regularizer", "correction", "aggregator"):
+    groups = ("experiment", "advantage", "partitioner", "constraint", "regularizer", "weighting", "correction")
+    for group in (*groups, "aggregator", "controller"):
         for file in (config_dir() / group).glob("*.yaml"):
             known = METHODS + (ROOT / "docs" / "controllers.md").read_text()
             assert f"`{file.stem}`" in known or f"conf={file.stem}`" in known, (group, file.stem)

@@ -32,6 +32,7 @@ HIGH = ((0, 3, INF), (-TINY, -0.5, NAN))
 ABOVE_0 = ((TINY, 0.5, 9), (0, -0.5))
 ABOVE_1 = ((1 + TINY, 1.5, 9), (1, 0.5, 0))
 WORDS = {"variant": ("paper", "reference"), "scope": ("response", "batch"), "when": ("rollout", "update")}
+WORDS |= {"divergence": ("tv", "kl")}
 WORDS |= {"threshold_kind": ("relative", "absolute"), "kl_estimator": ("k1", "k2", "k3", "abs")}
 PATH = {"drives": "constraint.clip_high"}
 Range = tuple[tuple[Any, ...], tuple[Any, ...]]
@@ -71,6 +72,36 @@ RANGES: dict[str, tuple[dict[str, Any], dict[str, Range]]] = {
         },
     ),
     "OPEFO": ({}, {"strength": ((0, 0.5, 1), (-TINY, -0.5, 1 + TINY, 1.5))}),
+    "DPPO": ({}, {"delta_low": HIGH, "delta_high": HIGH, "max_ratio": ((*ABOVE_1[0], INF), (*ABOVE_1[1], NAN))}),
+    "BAPO": (
+        {},
+        {
+            "target": SHARE,
+            "lower": ((0, 0.9), (-TINY, 0.91, NAN)),
+            "lower_limit": ((0.6, 1), (0.59, 1 + TINY, NAN)),
+            "upper": ((1, 3.0), (1 - TINY, 3.1, NAN)),
+            "upper_limit": ((1.2, 9), (1.19, INF, NAN)),
+            "upper_step": ABOVE_0,
+            "dual_clip": ((None, *ABOVE_1[0]), ABOVE_1[1]),
+        },
+    ),
+    "STARE": (
+        {},
+        {
+            "share": SHARE,
+            "weight_pos": ((1, 1.5, 9), (1 - TINY, 0.5, INF, NAN)),
+            "weight_neg": LOW,
+            "target": ((TINY, 9, INF), (0, -0.5, NAN)),
+        },
+    ),
+    "STEER": ({}, {"least": SHARE, "floor": (ABOVE_0[0], (*ABOVE_0[1], INF, NAN))}),
+    "ClipB": ({}, {"deviations": (ABOVE_0[0], (*ABOVE_0[1], NAN))}),
+    "ClipV": ({}, {"deviations": (ABOVE_0[0], (*ABOVE_0[1], NAN)), "max_share": SHARE}),
+    "RepoR": ({}, {"zeta": ((0, -0.5, 9), (INF, -INF, NAN))}),
+    "ERC": (
+        {},
+        {"clip_low": ((TINY, 0.5, 1), (0, -0.5, 1 + TINY, NAN)), "clip_high": ((TINY, 9, INF), (0, -0.5, NAN))},
+    ),
     "EntropyBonus": ({}, {"coef": WEIGHT}),
     "KLCov": ({}, {"share": SHARE, "coef": WEIGHT}),
     "LpReg": (
@@ -105,6 +136,10 @@ RANGES: dict[str, tuple[dict[str, Any], dict[str, Range]]] = {
         {},
         {"trough": ((TINY, 0.59), (0, -0.5, 0.6, 0.7)), "peak": ((0.31, 1 - TINY), (0.3, 1, 1.5))},
     ),
+    "HalvingDoubling": (
+        {},
+        {"target": ((None, 0, 7.5), (-TINY, -0.5, NAN)), "smallest": ((TINY, 0.05), (0, -0.5, 0.051))},
+    ),
     "OscillatingDecay": ({}, {"low_share": ((0, 0.5, 1), (-TINY, -0.5, 1 + TINY, 1.5))}),
     "MathVerifier": ({}, {"timeout_s": ABOVE_0, "extract": (("auto", "boxed", "bracket"), ("box", ""))}),
     "ExactVerifier": ({}, {"pattern": (("(x)",), ("x", "(", "[(a)"))}),
@@ -136,7 +171,7 @@ def test_words_that_are_not_known_are_refused() -> None:
                 assert [getattr(build(name, **{word: value}), word) for value in known] == [*known]
                 with pytest.raises(ConfigError, match=f"{name}.{word} must be .*; got 'other'"):
                     build(name, **{word: "other"})
-    assert tried == 9
+    assert tried == 11
 
 
 # A yaml of another method that has the same class.

@@ -26,12 +26,18 @@ from rlvr_lightning.objective.step import Step
 from rlvr_lightning.types import Problem
 from rlvr_lightning.verifiers.judging import judge
 
+# Groups of which there may be several, each under its name.
+SEVERAL = ("regularizer", "weighting")
 # Group and yaml: what the run has besides, then another value for each setting.
 Table = dict[str, tuple[tuple[str, ...], dict[str, Any]]]
 CLIP: dict[str, Any] = {"clip_low": 0.05, "clip_high": 0.07, "dual_clip": 1.05, "kl_coef": 0.3, "kl_estimator": "k1"}
 PARTS = ("partitioner=entropy_quantile",)
 # A pull to the reference in one part alone, so that its estimator and the set it is averaged over matter.
 PULLED = (*PARTS, "constraint.kl_coef={knowledge: 0.2, reasoning: 0.0}")
+# Above the entropy of the step.
+OPEN = ("weighting.stare.target=9.0",)
+# Bounds that the ratios of the case reach.
+BOUNDS = ("constraint.lower=0.7", "constraint.upper=1.05", "constraint.upper_limit=1.5")
 OBJECTIVES: Table = {
     "partitioner/single": ((), {}),
     "partitioner/random_share": (("constraint.clip_high={knowledge: 0.05, reasoning: 0.4}",), {"share": 0.5}),
@@ -81,6 +87,31 @@ OBJECTIVES: Table = {
         (),
         {"alpha_low": -0.05, "beta_low": 0.21, "alpha_high": -0.05, "beta_high": 0.31},
     ),
+    "constraint/dppo": (
+        ("constraint.delta_low=0.02", "constraint.delta_high=0.02"),
+        {"divergence": "kl", "delta_low": 0.1, "delta_high": 0.1, "max_ratio": 1.1},
+    ),
+    "constraint/bapo": (
+        (*BOUNDS, "constraint.target=0.2335"),
+        {
+            "target": 0.1,
+            "lower": 0.8,
+            "upper": 1.01,
+            "upper_limit": 1.1,
+            "upper_step": 0.12,
+            "dual_clip": 1.05,
+            "variant": "reference",
+        },
+    ),
+    "weighting/stare": (OPEN, {"share": 0.3, "weight_pos": 1.3, "weight_neg": 0.9, "target": 0.3}),
+    "weighting/steer": ((), {"least": 0.5, "floor": 200.0}),
+    "weighting/clip_b": (("weighting.clip_b.deviations=0.5",), {"deviations": 1.0}),
+    "weighting/clip_v": (
+        ("weighting.clip_v.deviations=0.5", "weighting.clip_v.max_share=0.3"),
+        {"deviations": 1.5, "max_share": 0.02},
+    ),
+    "weighting/repo_r": ((), {"zeta": 0.01}),
+    "weighting/erc": ((), {"clip_low": 0.2, "clip_high": 0.2}),
     "regularizer/none": ((), {}),
     "regularizer/entropy_bonus": ((), {"coef": 0.5}),
     "regularizer/kl_cov": ((), {"share": 0.3, "coef": 0.5}),
@@ -109,12 +140,16 @@ LP_REG_REFERENCE = (
 )
 
 
+# The bounds of BAPO where no upper one suffices.
+EXHAUSTED = ("constraint=bapo", *BOUNDS, "constraint.target=0.5")
+
+
 def chosen(group: str, name: str) -> str:
-    return f"{group}=[{name}]" if group == "regularizer" else f"{group}={name}"
+    return f"{group}=[{name}]" if group in SEVERAL else f"{group}={name}"
 
 
 def path_of(group: str, name: str) -> str:
-    return f"{group}.{name}" if group == "regularizer" else group
+    return f"{group}.{name}" if group in SEVERAL else group
 
 
 def leaves(node: Any, prefix: str = "") -> Iterator[str]:
@@ -172,6 +207,7 @@ def differs(one: list[Tensor], other: list[Tensor]) -> bool:
         *tried({"objective": OBJECTIVES}),
         ("regularizer", "lp_reg", "kl_estimator", "k1", LP_REG_REFERENCE),
         ("regularizer", "lp_reg", "temperature", 3.0, LP_REG_REFERENCE),
+        ("constraint", "bapo", "lower_limit", 0.8, EXHAUSTED),
     ],
 )
 def test_a_setting_of_the_objective_changes_the_loss(
@@ -267,6 +303,7 @@ def test_a_setting_of_the_rewards_changes_them(
 
 BONUS = ("regularizer=[entropy_bonus]", "partitioner=entropy_quantile")
 FLEXIBLE = ("constraint=flexible_clip", "partitioner=entropy_quantile")
+RESCALED = ("weighting=[repo_r]", "+weighting@weighting.second=repo_r", "partitioner=entropy_quantile")
 HIGH = ("controller.drives=constraint.clip_high", "partitioner=entropy_quantile")
 CONTROLLERS: Table = {
     "controller/none": ((), {}),
@@ -321,6 +358,18 @@ CONTROLLERS: Table = {
             "peak": 0.8,
             "least": 0.4,
             "most": 0.5,
+            "part": "reasoning",
+        },
+    ),
+    "controller/halving_doubling": (
+        (*RESCALED, "controller.smallest=2e-3"),
+        {
+            "drives": "weighting.second.zeta",
+            "target": 0.1,
+            "smallest": 4e-3,
+            "initial": 2e-3,
+            "least": -3e-3,
+            "most": 0.03,
             "part": "reasoning",
         },
     ),
@@ -468,6 +517,7 @@ ELSEWHERE = {
     },  # verifiers/test_remote.py
     "verifier/code": {"extract", "reward", "sandbox", "timeout_s", *LIMITS},  # verifiers/code/test_code_verifier.py
     "regularizer/lp_reg": {"kl_estimator", "temperature"},  # above, in the reference form
+    "constraint/bapo": {"lower_limit"},  # above, where the search comes to it
 }
 
 
@@ -479,6 +529,6 @@ def test_no_setting_of_a_component_is_left_out() -> None:
     for yaml, names in ELSEWHERE.items():
         known[yaml] = known.get(yaml, set()) | names
     groups = ("advantage", "aggregator", "constraint", "controller", "correction", "engine", "partitioner")
-    groups += ("regularizer", "shaping", "task", "verifier")
+    groups += ("regularizer", "shaping", "task", "verifier", "weighting")
     files = {f"{group}/{file.stem}": file for group in groups for file in (config_dir() / group).glob("*.yaml")}
     assert known == {yaml: settings_of(file) for yaml, file in files.items()}

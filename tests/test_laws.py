@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from rlvr_lightning.methods.advantages.group_relative import GroupRelative
 from rlvr_lightning.methods.advantages.rloo import RLOO
 from rlvr_lightning.objective.step import Step
-from rlvr_lightning.protocols import ConstraintPolicy, Regularizer, TokenPartitioner
+from rlvr_lightning.protocols import ConstraintPolicy, Regularizer, TokenPartitioner, Weighting
 
 WHOLE = [slice(0, 16)]
 
@@ -92,6 +92,7 @@ def test_settings_of_the_catalogue_bite(name: str) -> None:
     """The property would hold for a component that does nothing: each must change some token of some case."""
     objective = OBJECTIVES[name](MEAN)
     chosen, clipped, terms = 0, 0, dict.fromkeys(objective.regularizers, 0.0)
+    weighed = dict.fromkeys(objective.weightings, 0.0)
     for seed in range(5):
         case = case_for(name, seed)
         stats = stats_of(objective, case)
@@ -99,9 +100,10 @@ def test_settings_of_the_catalogue_bite(name: str) -> None:
         output = objective(stats, plan)
         clipped += 0 if output.clipped is None else int((output.clipped & case.mask).sum())
         terms = {key: value + abs(float(output.terms[key])) for key, value in terms.items()}
+        weighed = {key: held + float((output.factors[key] - 1)[case.mask].abs().sum()) for key, held in weighed.items()}
         chosen += min(int(plan.masks[part].sum()) for part in objective.partitioner.parts)
     assert chosen > 0
-    assert all(value > 1e-3 for value in terms.values()), terms
+    assert all(value > 1e-3 for value in (*terms.values(), *weighed.values())), (terms, weighed)
     if type(objective.constraint).__name__ not in ("SAPO", "OPEFO") and name != "kl_cov":
         assert clipped > 0
 
@@ -201,8 +203,8 @@ def test_gradient_is_the_finite_difference(name: str) -> None:
 def components() -> set[type]:
     """Every concrete component of the package."""
     found: set[type] = set()
-    roles = {TokenPartitioner, ConstraintPolicy, Regularizer}
-    for package in ("partitioners", "constraints", "regularizers", "corrections"):
+    roles = {TokenPartitioner, ConstraintPolicy, Regularizer, Weighting}
+    for package in ("partitioners", "constraints", "regularizers", "corrections", "weightings"):
         folder = importlib.import_module(f"rlvr_lightning.methods.{package}")
         for item in pkgutil.iter_modules(folder.__path__):
             module = importlib.import_module(f"rlvr_lightning.methods.{package}.{item.name}")
@@ -223,6 +225,7 @@ def test_the_catalogue_holds_every_component() -> None:
         objective = build(MEAN)
         parts: list[object] = [objective.partitioner, objective.constraint, *objective.regularizers.values()]
         parts += [inner for part in parts if isinstance(inner := getattr(part, "constraint", None), ConstraintPolicy)]
-        seen |= {type(part) for part in [*parts, objective.correction] if part is not None}
+        parts += [objective.correction, *objective.weightings.values()]
+        seen |= {type(part) for part in parts if part is not None}
     assert len(components()) > 20
     assert components() - seen == set()

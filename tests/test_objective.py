@@ -12,11 +12,13 @@ from objectives import AGGREGATORS, COEF, HIGH, LOW, OBJECTIVES, PARTS, loss_of,
 
 from rlvr_lightning.errors import ConfigError
 from rlvr_lightning.methods.constraints.aspo import ASPO
+from rlvr_lightning.methods.constraints.bapo import BAPO
 from rlvr_lightning.methods.constraints.capped_ratio import CappedRatio
 from rlvr_lightning.methods.constraints.ce_gppo import CEGPPO
 from rlvr_lightning.methods.constraints.cispo import CISPO
 from rlvr_lightning.methods.constraints.clip_cov import ClipCov
 from rlvr_lightning.methods.constraints.clip_kl import ClipKL
+from rlvr_lightning.methods.constraints.dppo import DPPO
 from rlvr_lightning.methods.constraints.flexible_clip import FlexibleClip
 from rlvr_lightning.methods.constraints.gmpo import GMPO
 from rlvr_lightning.methods.constraints.gspo import GSPO
@@ -32,6 +34,11 @@ from rlvr_lightning.methods.partitioners.top_entropy import TopEntropy
 from rlvr_lightning.methods.regularizers.entropy_bonus import EntropyBonus
 from rlvr_lightning.methods.regularizers.kl_cov import KLCov
 from rlvr_lightning.methods.regularizers.lp_reg import LpReg
+from rlvr_lightning.methods.weightings.entropy_clip import ClipB, ClipV
+from rlvr_lightning.methods.weightings.erc import ERC
+from rlvr_lightning.methods.weightings.repo_r import RepoR
+from rlvr_lightning.methods.weightings.stare import STARE
+from rlvr_lightning.methods.weightings.steer import STEER
 from rlvr_lightning.objective.objective import Objective
 from rlvr_lightning.objective.responses import response_places
 from rlvr_lightning.objective.scoring import Alone
@@ -149,7 +156,7 @@ def test_only_what_is_required_is_asked_for() -> None:
 def test_a_choice_within_responses_is_that_of_the_whole_step() -> None:
     within = {name: build(MEAN) for name, build in OBJECTIVES.items() if build(MEAN).within_responses}
     tokens = {"archer", "grpo", "dapo", "cispo", "sapo", "entropy_bonus", "aspo", "ce_gppo", "flexible_clip", "tis"}
-    assert set(within) == {*tokens, "gspo", "gmpo"}
+    assert set(within) == {*tokens, "gspo", "gmpo", "dppo", "dppo, kl", "repo_r", "erc"}
     for name, objective in within.items():
         case = random_case(5, rows=6)
         stats = stats_of(objective, case)
@@ -187,7 +194,7 @@ def every_constraint(parts: tuple[str, ...]) -> list[Any]:
     """Fresh ones: binding is a constraint's own."""
     whole = [GSPO(), GMPO()]
     tokens = [ClipKL(kl_coef=0.1), CappedRatio(), CISPO(), SAPO(), ClipCov(), ASPO(), CEGPPO(), FlexibleClip(), OPEFO()]
-    return [*whole, *tokens, OnlyPart(parts[-1], ClipKL())]
+    return [*whole, *tokens, BAPO(), DPPO(), OnlyPart(parts[-1], ClipKL()), OnlyPart(parts[-1], DPPO())]
 
 
 def test_whatever_makes_sense_together_runs() -> None:
@@ -206,23 +213,34 @@ def test_whatever_makes_sense_together_runs() -> None:
         TopEntropy(),
         RandomShare(),
     )
+    factors: list[dict[str, Any]] = [
+        {},
+        {"stare": STARE(target=9.0), "steer": STEER()},
+        {"clip_b": ClipB(1.0), "clip_v": ClipV(2.0, 0.05)},
+        {"repo_r": RepoR(), "erc": ERC(), "clip_b": ClipB()},
+    ]
     ran = refused = 0
     for partitioner, chosen, correction in itertools.product(partitioners, lists, (None, TIS(), MIS())):
         for constraint in every_constraint(partitioner.parts):
             picked = {name: regularizers[name] for name in chosen}
-            parts = (partitioner, constraint, picked)
-            if constraint.per_response and (correction is not None or "shield" in chosen):
-                with pytest.raises(ConfigError, match="one ratio for a whole response"):
-                    Objective(*parts, MEAN, correction)
+            parts, weightings = (partitioner, constraint, picked), factors[(ran + refused) % len(factors)]
+            refusal = None
+            if constraint.per_response and (correction is not None or weightings or "shield" in chosen):
+                refusal = "one ratio for a whole response"
+            if constraint.starts_at_engine and correction is not None:
+                refusal = "choose correction=none"
+            if refusal is not None:
+                with pytest.raises(ConfigError, match=refusal):
+                    Objective(*parts, MEAN, correction, weightings)
                 refused += 1
                 continue
-            objective = Objective(*parts, AGGREGATORS[sorted(AGGREGATORS)[ran % 3]], correction)
+            objective = Objective(*parts, AGGREGATORS[sorted(AGGREGATORS)[ran % 3]], correction, weightings)
             loss = loss_of(objective, case, [slice(0, 4), slice(4, 6)], Step())
             (gradient,) = torch.autograd.grad(loss, case.logits)
             assert loss.isfinite()
             assert 0 < float(gradient.abs().max()) < 100
             ran += 1
-    assert (ran, refused) == (5 * 12 * 12 - 5 * 2 * 9, 5 * 2 * 9)
+    assert (ran, refused, ran + refused) == (705, 195, 5 * 12 * 15)
 
 
 @pytest.mark.parametrize(
@@ -251,6 +269,16 @@ def test_whatever_makes_sense_together_runs() -> None:
             lambda: Objective(SinglePart(), GSPO(), {}, MEAN, MIS()),
             "correction MIS weighs single tokens, but GSPO has one ratio for a whole response: choose "
             "correction.level=sequence or geometric, correction=none, or a constraint with a ratio for each token",
+        ),
+        (
+            lambda: Objective(SinglePart(), GSPO(), {}, MEAN, None, {"repo_r": RepoR()}),
+            "weighting.repo_r weighs single tokens, but GSPO has one ratio for a whole response: choose a constraint with a "
+            "ratio for each token",
+        ),
+        (
+            lambda: Objective(SinglePart(), OnlyPart("all", DPPO()), {}, MEAN, TIS()),
+            "correction TIS weighs the gap between engine and trainer, which OnlyPart's ratio to the engine's policy spans "
+            "already: choose correction=none",
         ),
         (
             lambda: Objective(RandomShare(), ClipKL(), {"reasoning": EntropyBonus()}, MEAN),

@@ -16,6 +16,7 @@ from rlvr_lightning.errors import CheckpointError, ConfigError
 from rlvr_lightning.methods.constraints.clip_kl import ClipKL
 from rlvr_lightning.methods.constraints.flexible_clip import FlexibleClip
 from rlvr_lightning.methods.constraints.only_part import OnlyPart
+from rlvr_lightning.methods.controllers.halving_doubling import HalvingDoubling
 from rlvr_lightning.methods.controllers.oscillating_decay import OscillatingDecay
 from rlvr_lightning.methods.controllers.protocol import Controller
 from rlvr_lightning.methods.controllers.stepwise import Stepwise
@@ -25,6 +26,7 @@ from rlvr_lightning.methods.partitioners.entropy_quantile import EntropyQuantile
 from rlvr_lightning.methods.partitioners.single import SinglePart
 from rlvr_lightning.methods.regularizers.entropy_bonus import EntropyBonus
 from rlvr_lightning.methods.regularizers.lp_reg import LpReg
+from rlvr_lightning.methods.weightings.repo_r import RepoR
 from rlvr_lightning.objective.objective import Objective
 from rlvr_lightning.training.driver import Driver
 from rlvr_lightning.training.settings import Setting, numbers
@@ -87,6 +89,19 @@ def test_a_part_a_wrapped_component_and_a_regularizer_are_set_alone() -> None:
     with pytest.raises(ConfigError, match="ClipKL.clip_high must be in"):
         Setting(wrapped, "constraint.constraint.clip_high").set(-1)
     assert inner.clip_high == 0.6
+
+
+def test_a_weightings_number_is_set_alone() -> None:
+    weightings = {"one": RepoR(0.1), "two": RepoR(0.2)}
+    held = Objective(SinglePart(), ClipKL(), {}, MEAN, None, weightings)
+    assert {"weighting.one.zeta", "weighting.two.zeta"} < set(numbers(held))
+    driver = Driver(HalvingDoubling("weighting.two.zeta", most=0.4), held)
+    assert driver.value == 0.2
+    driver.setting.set(-0.03)
+    assert [held.weightings[name].zeta for name in weightings] == [0.1, -0.03]  # type: ignore[attr-defined]
+    assert held.weightings["one"] is weightings["one"]
+    with pytest.raises(ConfigError, match=r"controller.drives=weighting.three.zeta is no number .* weighting.one.zeta"):
+        Driver(HalvingDoubling("weighting.three.zeta"), held)
 
 
 def refusal(controller: Controller, **changes: Any) -> str:

@@ -46,6 +46,7 @@ class DerivedNumbers:
             ("task, verifier", f"{_name(cfg.task)}, {_name(cfg.verifier)}"),
             ("advantage", " + ".join(_name(node) for node in (cfg.shaping, cfg.advantage) if node)),
             ("objective", f"{_name(cfg.partitioner)} + {_name(cfg.constraint)} + regularizers: {regularizers}"),
+            *([("weighting", ", ".join(cfg.weighting))] if cfg.weighting else []),
             *([("correction", _name(cfg.correction))] if cfg.correction else []),
             *controller_row(cfg),
             ("aggregation, variant", f"{_name(cfg.aggregator)}, {cfg.variant}"),

@@ -35,7 +35,7 @@ class Diagnostics(torch.nn.Module):
     """Token-weighted means, and counts, over an epoch and all ranks.
 
     Args:
-        objective: names the parts, the regularizers and what they mark.
+        objective: names the parts, the regularizers and what they mark, the weightings.
     """
 
     def __init__(self, objective: Objective) -> None:
@@ -51,6 +51,7 @@ class Diagnostics(torch.nn.Module):
         for kind in ("share", "entropy", "ratio", "clip_frac", "kl_old", "kl_ref"):
             names += [f"policy/{kind}/{part}" for part in self.parts]
         names += [f"policy/tokens_in/{name}" for name in self.regularizers]
+        names += [f"policy/weighting/{name}" for name in objective.weightings]
         names += [f"rollout/mismatch_{kind}{of}" for kind in ("k3", "outside") for of in ("", *self._of_parts)]
         names += [f"rollout/logprob_gap{of}" for of in self._of_parts]
         self.means = TokenMeans(names)
@@ -124,6 +125,8 @@ class Diagnostics(torch.nn.Module):
         for name in self.regularizers:
             if name in plan.masks:
                 add(f"policy/tokens_in/{name}", plan.masks[name].double(), mask)
+        for name, factor in output.factors.items():
+            add(f"policy/weighting/{name}", factor, mask)
 
     def observe_step(self, grad_norm: Tensor, *, teaches: bool = True) -> None:
         """Add an optimizer step; one that does not teach has no token to learn from on any rank."""

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from rlvr_lightning.errors import ConfigError
-from rlvr_lightning.protocols import ConstraintPolicy, Correction, LevelledCorrection, Regularizer, TokenPartitioner
+from rlvr_lightning.protocols import (
+    ConstraintPolicy,
+    Correction,
+    LevelledCorrection,
+    Regularizer,
+    TokenPartitioner,
+    Weighting,
+)
 
 
 def check_composition(
@@ -13,6 +20,7 @@ def check_composition(
     constraint: ConstraintPolicy,
     regularizers: Mapping[str, Regularizer],
     correction: Correction | None,
+    weightings: Mapping[str, Weighting],
 ) -> None:
     """Refuse what cannot be meant. Per-part settings are the constraint's own affair (`bind`).
 
@@ -25,9 +33,19 @@ def check_composition(
     clash = {"response", "constraint", "surrogate", "kl", *parts} & set(regularizers)
     if clash:
         raise ConfigError(f"regularizer.{min(clash)}: the name is taken by a part or a term; give it another")
+    kind = type(constraint).__name__
+    if correction is not None and constraint.starts_at_engine:
+        raise ConfigError(
+            f"correction {type(correction).__name__} weighs the gap between engine and trainer, which {kind}'s ratio to the "
+            "engine's policy spans already: choose correction=none"
+        )
     if not constraint.per_response:
         return
-    kind = type(constraint).__name__
+    if weightings:
+        raise ConfigError(
+            f"weighting.{min(weightings)} weighs single tokens, but {kind} has one ratio for a whole response: choose a constraint "
+            "with a ratio for each token"
+        )
     for name, regularizer in regularizers.items():
         if regularizer.replaces_surrogate:
             raise ConfigError(

@@ -1,4 +1,4 @@
-"""The whole loss: partition, constrain, regularize, correct, aggregate.
+"""The whole loss: partition, constrain, regularize, weigh, correct, aggregate.
 
     loss = sum over terms, sum over tokens of  value_t * weight_t
 
@@ -9,7 +9,7 @@ micro-batch then adds up to the loss of the step however it is cut.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -28,6 +28,7 @@ from rlvr_lightning.protocols import (
     StepContext,
     TokenPartitioner,
     VocabStatistic,
+    Weighting,
 )
 from rlvr_lightning.types import MaskCount, StepPlan, TokenStats, TokenTerm, When
 
@@ -39,12 +40,14 @@ class LossOutput:
     Args:
         loss: with a graph, also where no token carries weight.
         terms: each summand, detached; they add up to the loss.
-        clipped: tokens whose gradient the constraint cut off, or None.
+        clipped: tokens whose gradient the constraint cut off or a weighting took out, or None.
+        factors: of the surrogate, by the weighting's name.
     """
 
     loss: Float[Tensor, ""]
     terms: dict[str, Float[Tensor, ""]]
     clipped: Bool[Tensor, "B T"] | None
+    factors: dict[str, Float[Tensor, "B T"]] = field(default_factory=dict)
 
 
 class Objective:
@@ -56,6 +59,7 @@ class Objective:
         regularizers: further summands, by the name they are logged under.
         aggregator: token terms to one number.
         correction: weighs the surrogate for the gap between engine and trainer; None leaves it as it is.
+        weightings: factors of the surrogate, by the name they are logged under.
 
     Raises:
         ConfigError: the components do not fit together.
@@ -68,19 +72,20 @@ class Objective:
         regularizers: Mapping[str, Regularizer],
         aggregator: Aggregator,
         correction: Correction | None = None,
+        weightings: Mapping[str, Weighting] | None = None,
     ) -> None:
         self.partitioner, self.constraint, self.aggregator = partitioner, constraint, aggregator
-        self.regularizers, self.correction = dict(regularizers), correction
+        self.regularizers, self.correction, self.weightings = dict(regularizers), correction, dict(weightings or {})
         # Set where a driven coefficient is 0 now and will not stay so.
         self.always_ref = False
         # Set where what is remembered of the rollout's policy depends on a driven number.
         self.always_on_policy: tuple[str, ...] = ()
-        check_composition(partitioner, constraint, self.regularizers, correction)
+        check_composition(partitioner, constraint, self.regularizers, correction, self.weightings)
         constraint.bind(partitioner.parts)
 
     @property
     def _components(self) -> Sequence[Component]:
-        return (self.partitioner, self.constraint, *self.regularizers.values())
+        return (self.partitioner, self.constraint, *self.regularizers.values(), *self.weightings.values())
 
     @property
     def requires(self) -> tuple[VocabStatistic, ...]:
@@ -142,6 +147,8 @@ class Objective:
             # Of a mask and of marks, 1 are the tokens the regularizer acts on.
             if choices[name].dtype == torch.bool or regularizer.marks:
                 masks[name] = (choices[name] == 1) & stats.loss_mask
+        for name, weighting in self.weightings.items():
+            choices[_weighting(name)] = weighting.plan(stats, part_ids, step)
         if known is not None:
             return StepPlan(part_ids, choices, masks, {"response": known})
         responses = count_responses(stats.loss_mask, stats.segments)
@@ -158,7 +165,11 @@ class Objective:
             others += [replace(main, name=name), *(replace(term, name=f"{name}/{term.name}") for term in further)]
         replaced = [term.replaces for term in others if term.replaces is not None]
         taken = torch.stack(replaced).any(0) if replaced else torch.zeros_like(stats.loss_mask)
-        weights = None if self.correction is None else self.correction(stats)
+        factors = {
+            name: weighting(stats, plan.part_ids, plan.choices[_weighting(name)])
+            for name, weighting in self.weightings.items()
+        }
+        weights = self._weights(stats, factors)
         values = {"surrogate": self._aggregate(surrogate, stats, plan, keep=~taken, weights=weights)}
         for term in others:
             if term.replaces is None:
@@ -167,7 +178,13 @@ class Objective:
                 values[term.name] = self._aggregate(replace(term, over=surrogate.over), stats, plan, weights=weights)
         assert len(values) == 1 + len(others), "two terms of one name"
         loss = torch.stack(list(values.values())).sum()
-        return LossOutput(loss, {name: value.detach() for name, value in values.items()}, surrogate.clipped)
+        terms = {name: value.detach() for name, value in values.items()}
+        return LossOutput(loss, terms, _cut_off(surrogate.clipped, factors), factors)
+
+    def _weights(self, stats: TokenStats, factors: Mapping[str, Tensor]) -> Float[Tensor, "B T"] | None:
+        """Of the surrogate: the product of all factors and the correction."""
+        weights = [*factors.values(), *([] if self.correction is None else [self.correction(stats)])]
+        return torch.stack(weights).prod(0) if weights else None
 
     def _aggregate(
         self,
@@ -187,3 +204,15 @@ class Objective:
         values = term.values if weights is None else term.values * weights
         # where, not a product: a masked position may hold anything, and 0 * inf is not 0.
         return (torch.where(mask if keep is None else mask & keep, values, 0.0) * shares).sum()
+
+
+def _weighting(name: str) -> str:
+    """The key of a weighting's choice; a regularizer may have the same name."""
+    return f"weighting.{name}"
+
+
+def _cut_off(clipped: Bool[Tensor, "B T"] | None, factors: Mapping[str, Tensor]) -> Bool[Tensor, "B T"] | None:
+    """Tokens without a gradient, whoever took it."""
+    taken = [factor == 0 for factor in factors.values()]
+    held = taken if clipped is None else [clipped, *taken]
+    return torch.stack(held).any(0) if held else None

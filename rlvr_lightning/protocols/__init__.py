@@ -25,6 +25,7 @@ from rlvr_lightning.protocols.objective import (
     StepContext,
     TokenPartitioner,
     VocabStatistic,
+    Weighting,
 )
 from rlvr_lightning.protocols.rollouts import (
     AdvantageEstimator,
@@ -62,4 +63,5 @@ __all__ = [
     "TypedEngine",
     "Verifier",
     "VocabStatistic",
+    "Weighting",
 ]

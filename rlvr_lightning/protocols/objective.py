@@ -127,6 +127,11 @@ class ConstraintPolicy(Component, Protocol):
         """Whether a response has one ratio: single tokens can then be neither left out nor weighed."""
         return False
 
+    @property
+    def starts_at_engine(self) -> bool:
+        """Whether its ratio is to the policy the engine drew from: a correction would count that gap a second time."""
+        return False
+
     def bind(self, parts: tuple[str, ...]) -> None:
         """Check the settings against the partitioner's parts, once, when the run is built.
 
@@ -172,6 +177,22 @@ class Regularizer(Component, Protocol):
 
     def __call__(self, stats: TokenStats, part_ids: Int[Tensor, "B T"], planned: Tensor) -> tuple[TokenTerm, ...]:
         """The terms of each token: the first is logged under the regularizer's name, others as `name/term`."""
+        ...
+
+
+@runtime_checkable
+class Weighting(Component, Protocol):
+    """How much a token's surrogate counts: a factor on its loss and gradient. Several are multiplied."""
+
+    def plan(self, stats: TokenStats, part_ids: Int[Tensor, "B T"], step: StepContext) -> Tensor:
+        """What needs the whole step (a mask, a factor per token), without gradient; rows as in `stats`.
+
+        Called more than once a step, as a constraint's.
+        """
+        return stats.loss_mask
+
+    def __call__(self, stats: TokenStats, part_ids: Int[Tensor, "B T"], planned: Tensor) -> Float[Tensor, "B T"]:
+        """The factor of each token, without gradient: 1 leaves it as it is, 0 takes it out; denominators count it all the same."""
         ...
 
 

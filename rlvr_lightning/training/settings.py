@@ -15,6 +15,8 @@ from rlvr_lightning.objective.objective import Objective
 from rlvr_lightning.protocols import Component
 
 PLAIN = (bool, int, float, str, list, tuple, type(None))
+# Roles with several components, each under a name, and where the objective keeps them.
+SEVERAL = {"regularizer": "regularizers", "weighting": "weightings"}
 
 
 class Setting:
@@ -22,7 +24,8 @@ class Setting:
 
     Args:
         objective: holds the component.
-        path: role, for a regularizer its name, then the setting; a component inside another one, or a part, adds a name.
+        path: role, for a regularizer or weighting its name, then the setting; a component inside another one, or a part, adds
+            a name.
 
     Raises:
         ConfigError: nothing is there, or no number, or a number of the rollout phase.
@@ -49,7 +52,7 @@ class Setting:
         return float(node)
 
     def component_at(self, value: float) -> Any:
-        """The role's component (for a regularizer all of them) with this value; the objective keeps its own.
+        """The role's component (of several, all of them) with this value; the objective keeps its own.
 
         Raises:
             ConfigError: the component refuses the value.
@@ -62,11 +65,8 @@ class Setting:
         Raises:
             ConfigError: the component refuses the value.
         """
-        objective, component = self.objective, self.component_at(value)
-        if self._role == "regularizer":
-            objective.regularizers = component
-        else:
-            setattr(objective, self._role, component)
+        objective = self.objective
+        setattr(objective, SEVERAL.get(self._role, self._role), self.component_at(value))
         if self._role in ("constraint", "partitioner"):
             objective.constraint.bind(objective.partitioner.parts)
 
@@ -103,6 +103,7 @@ def _roles(objective: Objective) -> dict[str, Any]:
         "partitioner": objective.partitioner,
         "constraint": objective.constraint,
         "regularizer": objective.regularizers,
+        "weighting": objective.weightings,
         "correction": objective.correction,
         "aggregator": objective.aggregator,
     }

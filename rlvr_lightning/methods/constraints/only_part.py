@@ -51,6 +51,11 @@ class OnlyPart(ConstraintPolicy):
         return self.constraint.requires_ref
 
     @property
+    def starts_at_engine(self) -> bool:
+        """The inner constraint's."""
+        return self.constraint.starts_at_engine
+
+    @property
     def on_policy_only(self) -> bool:
         """The inner constraint's."""
         return self.constraint.on_policy_only
