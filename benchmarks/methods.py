@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from benchmarks.cases import Case
@@ -18,7 +19,7 @@ TOGETHER = 4
 def names() -> list[str]:
     """All experiments but those of a paper's own size."""
     found = sorted(path.stem for path in (config_dir() / "experiment").glob("*.yaml"))
-    return [name for name in found if not name.endswith("b")]
+    return [name for name in found if not re.search(r"\db$", name)]
 
 
 def measure(folder: Path, rounds: int) -> Table:
