@@ -21,9 +21,11 @@ SHAPED = (
     "tests/rollout/test_data_flow.py",
     "tests/rollout/test_micro_batches.py",
     "tests/rollout/test_packing.py",
+    "tests/test_bounds.py",
     "tests/test_methods.py",
     "tests/test_objective.py",
     "tests/test_token_stats.py",
+    "tests/test_weightings.py",
     "tests/test_step.py",
 )
 

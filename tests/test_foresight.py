@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 import torch
-from objectives import MEAN, OBJECTIVES, identity, random_case, stats_of
+from objectives import MEAN, OBJECTIVES, identity, random_case, rows_of, stats_of
 from torch import Tensor, nn
 
 from rlvr_lightning.objective import fused
@@ -96,6 +96,38 @@ def test_what_was_foreseen_changes_nothing(name: str, on_policy: bool, mended: l
     assert tried == (on_policy or not objective.per_response)
     if tried and objective.plans_on is None:
         assert mended == []
+
+
+class InParts(Logits):
+    """The same of several micro-batches."""
+
+    def __init__(self, parts: dict[int, Tensor], head: nn.Linear) -> None:
+        self.parts, self.head, self.tried = parts, head, False
+
+    def __call__(self, batch: TokenBatch, *rest: Any) -> Any:
+        self.hidden = self.parts[id(batch)]
+        return super().__call__(batch, *rest)
+
+
+@pytest.mark.parametrize("on_policy", [True, False], ids=["on-policy", "off-policy"])
+@pytest.mark.parametrize("name", sorted(OBJECTIVES))
+def test_several_micro_batches_are_planned_on_the_policy_their_components_read(name: str, on_policy: bool) -> None:
+    """A component that reads another policy than it says, or other responses, would plan on nothing."""
+    objective = OBJECTIVES[name](MEAN)
+    if objective.on_policy_only and not on_policy:
+        pytest.skip("on-policy alone")
+    case = random_case(8, 16, on_policy=on_policy)
+    (whole, _), _ = gradients(objective, case, on_policy=on_policy, foresee=False)
+    parts = [rows_of(case, rows) for rows in (slice(0, 5), slice(5, 16))]
+    micros = [batch_of(objective, part, on_policy=on_policy) for part in parts]
+    leaves = [part.logits.detach().clone().requires_grad_() for part in parts]
+    policy = InParts({id(micro): leaf for micro, leaf in zip(micros, leaves, strict=True)}, identity(V))
+    scorer = Scorer(cast(Any, policy), None, objective, 1.0)
+    planners = scorer.planners(StepBatch(tuple(micros)), Step())
+    for place, micro in enumerate(micros):
+        stats = scorer.stats(micro)
+        (objective(stats, planners.plan(place, stats)).loss * 3.0).backward()
+    torch.testing.assert_close(torch.cat([leaf.grad for leaf in leaves]), whole, rtol=1e-9, atol=1e-12)
 
 
 def test_a_choice_of_few_tokens_is_made_up_for(mended: list[int]) -> None:

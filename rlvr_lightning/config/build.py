@@ -134,6 +134,7 @@ def build_module(cfg: DictConfig, source: ModelSource) -> RLVRModule:
         controller=component(cfg, "controller") if cfg.controller else None,
         sharding=shard_settings(cfg),
         diagnostics_every_n_steps=cfg.trainer.diagnostics_every_n_steps,
+        forces_every_n_steps=cfg.trainer.forces_every_n_steps,
         weightings={name: component(cfg.weighting, name) for name in cfg.weighting or {}},
     )
 

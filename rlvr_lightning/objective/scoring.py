@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from rlvr_lightning.objective.forces import Force, forces
 from rlvr_lightning.objective.joining import cut, join
 from rlvr_lightning.objective.objective import Objective
 from rlvr_lightning.objective.statistics import merge_statistics
@@ -90,6 +91,11 @@ class Scorer:
         if guess is not None and (which == "on_policy" or not self.objective.per_response):
             foresee = partial(self._foresee, micro, wanted, guess, scale)
         return self._assemble(micro, *self.policy(micro, self.temperature, wanted, foresee))
+
+    def forces(self, micro: TokenBatch, stats: TokenStats, plan: StepPlan) -> dict[str, Force]:
+        """What regularizers and policy gradient do to the tokens the former have chosen. Every rank must call it."""
+        which: Pass = "on_policy" if micro.old_logprobs is None else "update"
+        return forces(self.objective, self.policy, micro, stats, plan, self.temperature, self._required(which))
 
     def planners(self, batch: StepBatch, step: StepContext) -> Planners:
         """What plans the micro-batches. Every rank must call it, once a step."""

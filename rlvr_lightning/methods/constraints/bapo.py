@@ -114,5 +114,5 @@ class BAPO(ConstraintPolicy):
 
 
 def _grid(start: float, limit: float, step: float) -> list[float]:
-    """From `start` in steps to `limit`, which is the last; rounding makes no further step."""
-    return [*(start + i * step for i in range(math.ceil((limit - start) / step - 1e-9))), limit]
+    """From `start` in steps to `limit`, which is the last."""
+    return [*(start + i * step for i in range(math.ceil((limit - start) / step))), limit]
