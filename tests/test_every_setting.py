@@ -115,6 +115,18 @@ OBJECTIVES: Table = {
     "regularizer/none": ((), {}),
     "regularizer/entropy_bonus": ((), {"coef": 0.5}),
     "regularizer/kl_cov": ((), {"share": 0.3, "coef": 0.5}),
+    "regularizer/spark_shield": (
+        ("regularizer.spark_shield.quantile=0.6", "regularizer.spark_shield.penalty=full"),
+        {
+            "quantile": 0.3,
+            "threshold": 0.3,
+            "source": "current",
+            "penalty": "k3",
+            "ceiling": 0.005,
+            "coef": 0.5,
+            "support": 2,
+        },
+    ),
     "regularizer/lp_reg": (
         ("regularizer.lp_reg.quantile=0.6",),
         {

@@ -38,9 +38,8 @@ def _by_name(held: Sequence[Mapping[str, Tensor]], micros: Sequence[TokenStats])
     like = {name: values for named in busy or held for name, values in named.items()}
 
     def own(name: str, named: Mapping[str, Tensor], micro: TokenStats) -> Tensor:
-        if name in named:
+        if micro.loss_mask.any():
             return _in_a_row(named[name])
-        assert not micro.loss_mask.any(), f"{name} of tokens that carry weight is not known"
         return like[name].new_zeros(1, micro.loss_mask.numel(), *like[name].shape[2:])
 
     return {name: torch.cat([own(name, *pair) for pair in zip(held, micros, strict=True)], dim=1) for name in like}
