@@ -76,16 +76,24 @@ def _row(way: str, vocabulary: int, tokens: int, one: Measured, plain: Measured 
     return [way, *sizes, f"{one.median:.2f}", ratios[0], f"{one.memory / 1e6:.0f}", ratios[1]]
 
 
-def ours(hidden: Tensor, ids: Tensor, head: nn.Linear, wanted: tuple[VocabStatistic, ...]) -> Tensor:
-    """Chunk by chunk."""
+def ours(
+    hidden: Tensor, ids: Tensor, head: nn.Linear, weights: Tensor, wanted: tuple[VocabStatistic, ...]
+) -> Tensor:
+    """Chunk by chunk; the loss's gradient is foreseen as in training, where a token's terms are its own."""
     mask = torch.ones(1, len(ids), dtype=torch.bool)
-    logprobs, named = token_stats(hidden.unsqueeze(0), ids.unsqueeze(0), mask, head, 1.0, wanted)
+    chosen = (torch.arange(len(ids)) % round(1 / CHOSEN) == 0).unsqueeze(0)
+    pull = torch.where(chosen, weights, 0.0)
+
+    def foresee(logprobs: Tensor, statistics: dict[str, Tensor]) -> list[Tensor | None]:
+        return [weights.unsqueeze(0), *(pull if one.differentiable else None for one in wanted)]
+
+    states, tokens = hidden.unsqueeze(0), ids.unsqueeze(0)
+    logprobs, named = token_stats(states, tokens, mask, head, 1.0, wanted, foresee=foresee)
     pulled = [named[one.name] for one in wanted if one.differentiable]
-    chosen = torch.arange(len(ids)) % round(1 / CHOSEN) == 0
-    return logprobs[0] + sum((torch.where(chosen, one[0], 0.0) for one in pulled), torch.zeros(()))
+    return logprobs[0] + sum((torch.where(chosen[0], one[0], 0.0) for one in pulled), torch.zeros(()))
 
 
-def way_of(name: str) -> Callable[[Tensor, Tensor, nn.Linear], Tensor]:
+def way_of(name: str, weights: Tensor) -> Callable[[Tensor, Tensor, nn.Linear], Tensor]:
     """Hidden states, tokens and layer to log-probabilities, or to their sum."""
     if name == PLAIN:
         return lambda hidden, ids, head: head(hidden).log_softmax(-1).gather(-1, ids.unsqueeze(-1)).squeeze(-1)
@@ -98,7 +106,7 @@ def way_of(name: str) -> Callable[[Tensor, Tensor, nn.Linear], Tensor]:
 
         fused = LigerFusedLinearScaledCrossEntropyFunction.apply
         return lambda hidden, ids, head: -fused(hidden, head.weight, ids, 1.0, -100, return_entropy=True)[0]
-    return lambda hidden, ids, head: ours(hidden, ids, head, OURS[name])
+    return lambda hidden, ids, head: ours(hidden, ids, head, weights, OURS[name])
 
 
 def main(name: str, vocabulary: int, tokens: int) -> None:
@@ -109,7 +117,8 @@ def main(name: str, vocabulary: int, tokens: int) -> None:
     nn.init.normal_(head.weight, std=0.05, generator=generator)
     hidden = torch.randn(tokens, WIDTH, generator=generator).requires_grad_()
     ids = torch.randint(vocabulary, (tokens,), generator=generator)
-    weights, compute = torch.linspace(-1, 1, tokens), way_of(name)
+    weights = torch.linspace(-1, 1, tokens)
+    compute = way_of(name, weights)
     # The gradients themselves are no work's memory, nor is the one that is added to them.
     hidden.grad, head.weight.grad = torch.zeros_like(hidden), torch.zeros_like(head.weight)
     spare = torch.zeros_like(head.weight)

@@ -64,6 +64,7 @@ _HOMES = {
     "EntropyBonus": "methods.regularizers.entropy_bonus",
     "KLCov": "methods.regularizers.kl_cov",
     "LpReg": "methods.regularizers.lp_reg",
+    "OnlyPlaces": "methods.regularizers.only_places",
     "SparkShield": "methods.regularizers.spark_shield",
     "ClipB": "methods.weightings.entropy_clip",
     "ClipV": "methods.weightings.entropy_clip",

@@ -127,6 +127,19 @@ OBJECTIVES: Table = {
             "support": 2,
         },
     ),
+    "regularizer/lp_reg_places": (
+        ("regularizer.lp_reg_places.regularizer.quantile=0.6", "regularizer.lp_reg_places.where=rest"),
+        {
+            "where": "first",
+            "tokens": 2,
+            "regularizer.quantile": 0.3,
+            "regularizer.threshold": 0.3,
+            "regularizer.threshold_kind": "absolute",
+            "regularizer.coef": 0.5,
+            "regularizer.variant": "reference",
+            "regularizer.support": 2,
+        },
+    ),
     "regularizer/lp_reg": (
         ("regularizer.lp_reg.quantile=0.6",),
         {
@@ -528,6 +541,7 @@ ELSEWHERE = {
         "judges",
     },  # verifiers/test_remote.py
     "verifier/code": {"extract", "reward", "sandbox", "timeout_s", *LIMITS},  # verifiers/code/test_code_verifier.py
+    "regularizer/lp_reg_places": {"regularizer.kl_estimator", "regularizer.temperature"},  # as of lp_reg
     "regularizer/lp_reg": {"kl_estimator", "temperature"},  # above, in the reference form
     "constraint/bapo": {"lower_limit"},  # above, where the search comes to it
 }

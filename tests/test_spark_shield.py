@@ -10,8 +10,11 @@ from torch import Tensor
 from rlvr_lightning.errors import ConfigError
 from rlvr_lightning.methods.aggregators import TokenMean
 from rlvr_lightning.methods.constraints.capped_ratio import CappedRatio
+from rlvr_lightning.methods.regularizers.entropy_bonus import EntropyBonus
 from rlvr_lightning.methods.regularizers.lp_reg import LpReg
+from rlvr_lightning.methods.regularizers.only_places import OnlyPlaces
 from rlvr_lightning.methods.regularizers.spark_shield import SparkShield
+from rlvr_lightning.objective.joining import join
 from rlvr_lightning.objective.step import Step
 
 RHO, KAPPA, COEF = 0.7, 0.15, 0.8
@@ -98,3 +101,33 @@ def test_only_the_references_proxy_needs_the_reference() -> None:
 def test_settings_out_of_range_are_told(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         SparkShield(**settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_a_regularizer_at_some_places_alone(tokens: int) -> None:
+    case, whole = random_case(3, 30), LpReg(RHO, KAPPA)
+    (plain, first, rest) = (
+        single(CappedRatio(1.2), it=regularizer)(TokenMean())
+        for regularizer in (whole, OnlyPlaces(whole, "first", tokens), OnlyPlaces(whole, "rest", tokens))
+    )
+    stats = stats_of(plain, case)
+    plans = [objective.plan(stats, Step()) for objective in (plain, first, rest)]
+    begin = torch.arange(case.mask.shape[1]) < tokens
+    chosen = plans[0].choices["it"]
+    assert torch.equal(plans[1].choices["it"], chosen * begin)
+    assert torch.equal(plans[2].choices["it"], chosen * ~begin)
+    assert 0 < int((plans[1].choices["it"] == 1).sum()) < int((chosen == 1).sum())
+    values = [objective.parts(stats, plan)["it"] for objective, plan in zip((plain, first, rest), plans, strict=True)]
+    assert values[0].item() == pytest.approx(values[1].item() + values[2].item(), rel=1e-12)
+    # In a packed row the places are those in each response.
+    joined = join([stats])
+    packed = first.plan(joined, Step()).choices["it"]
+    assert torch.equal(packed.view_as(chosen), chosen * begin)
+
+
+def test_some_places_of_nothing_are_refused() -> None:
+    for settings, message in (({"where": "last"}, "OnlyPlaces.where must be one of first, rest"), ({"tokens": 0}, "tokens must be at least 1")):
+        with pytest.raises(ConfigError, match=message):
+            OnlyPlaces(LpReg(), **settings)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="OnlyPlaces needs a regularizer that chooses tokens; EntropyBonus acts on all of them"):
+        OnlyPlaces(EntropyBonus())

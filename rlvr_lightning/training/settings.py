@@ -153,5 +153,6 @@ def _components(node: Any) -> list[Component]:
 
 
 def _remembered(node: Any) -> set[str]:
-    """Names of the statistics made of the policy at the start of an update."""
-    return {item.name for part in _components(node) for item in part.requires if "rollout" in item.passes}
+    """Names of the statistics made of the policy at the start of an update, and of the reference."""
+    once = {"rollout", "reference"}
+    return {item.name for part in _components(node) for item in part.requires if once & set(item.passes)}
