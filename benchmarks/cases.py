@@ -55,6 +55,8 @@ class Case:
             f"verifier.path={Path(__file__).resolve()}:coin",
             f"rollout.prompts_per_epoch={self.prompts}",
             f"rollout.prompts_per_step={self.prompts}",
+            # On-policy, whatever the method's experiment does.
+            "rollout.passes=1",
             f"rollout.group_size={self.group_size}",
             f"rollout.max_new_tokens={self.length}",
             "rollout.eval_samples=1",

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from benchmarks.page import Plot, Table
 from benchmarks.turns import Measured, Worker, answer, peak, take_turns, wait
 from rlvr_lightning.methods.regularizers.noise_filter import Filter
-from rlvr_lightning.methods.regularizers.proxy import ProxyKL, ProxyLogprob
+from rlvr_lightning.methods.regularizers.proxy import ProxyLogprob
+from rlvr_lightning.methods.regularizers.proxy_kl import ProxyKL
 from rlvr_lightning.objective.statistics import Entropy, EntropyFlow
 from rlvr_lightning.objective.token_stats import token_stats
 from rlvr_lightning.protocols import VocabStatistic

@@ -57,6 +57,8 @@ class RLVRModule(EvaluatedModule):
         diagnostics_every_n_steps: entropy flow, quadrants and the histogram of probabilities, which cost a little, are of
             every n-th optimizer step.
         weightings: factors of the surrogate by name; none by default.
+        forces_every_n_steps: how strongly policy gradient and regularizers pull at the tokens these have chosen is measured every n-th
+            optimizer step, in a pass of its own; None for never.
 
     Raises:
         ConfigError: a setting is out of range or components do not fit together.
@@ -77,11 +79,14 @@ class RLVRModule(EvaluatedModule):
         sharding: ShardSettings | None = None,
         diagnostics_every_n_steps: int = DIAGNOSTICS_EVERY,
         weightings: Mapping[str, Weighting] | None = None,
+        forces_every_n_steps: int | None = None,
     ) -> None:
         super().__init__(eval_samples)
         if diagnostics_every_n_steps < 1:
             raise ConfigError(f"trainer.diagnostics_every_n_steps must be at least 1; got {diagnostics_every_n_steps}")
-        self.diagnostics_every = diagnostics_every_n_steps
+        if forces_every_n_steps is not None and forces_every_n_steps < 1:
+            raise ConfigError(f"trainer.forces_every_n_steps must be at least 1; got {forces_every_n_steps}")
+        self.diagnostics_every, self.forces_every = diagnostics_every_n_steps, forces_every_n_steps
         self.automatic_optimization = False
         self.source, self.temperature = source, temperature
         self.optim, self.sharding = optim or OptimSettings(), sharding or ShardSettings()
@@ -160,6 +165,8 @@ class RLVRModule(EvaluatedModule):
                 output = self.objective(stats, plan)
                 self.manual_backward(output.loss * scale)
             self.diagnostics.observe(stats, output, plan, tables=tables)
+            if self.forces_every is not None and self.policy_version % self.forces_every == 0:
+                self.diagnostics.observe_forces(self.scorer.forces(micro, stats, plan))
             if self.driver is not None:
                 self.driver.observe(stats, plan)
             total += output.loss.detach().to(total.dtype)

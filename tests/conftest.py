@@ -19,7 +19,7 @@ def _two_threads() -> None:
 
 
 # What takes many minutes is collected only where it is asked for by its marker.
-APART = ("soak", "conformance")
+APART = ("soak", "conformance", "learning")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -37,6 +37,7 @@ from rlvr_lightning.methods.partitioners.top_entropy import TopEntropy
 from rlvr_lightning.methods.regularizers.entropy_bonus import EntropyBonus
 from rlvr_lightning.methods.regularizers.kl_cov import KLCov
 from rlvr_lightning.methods.regularizers.lp_reg import LpReg
+from rlvr_lightning.methods.regularizers.spark_shield import SparkShield
 from rlvr_lightning.methods.weightings.entropy_clip import ClipB, ClipV
 from rlvr_lightning.methods.weightings.erc import ERC
 from rlvr_lightning.methods.weightings.repo_r import RepoR
@@ -88,6 +89,16 @@ OBJECTIVES: dict[str, Build] = {
     "lp_reg": single(CappedRatio(1.2), lp_reg=LpReg(0.6, 0.02)),
     "lp_reg, absolute": single(CappedRatio(1.2), lp_reg=LpReg(0.6, 0.02, "absolute")),
     "lp_reg, reference": single(CappedRatio(1.2, "reference"), lp_reg=LpReg(0.6, 0.1, variant="reference")),
+    "shield": single(CappedRatio(1.2), shield=SparkShield(0.6, 0.1)),
+    "shield, full": single(CappedRatio(1.2), shield=SparkShield(0.6, 0.1, "reference", "full", 0.3, support=4)),
+    "shield, current": single(CappedRatio(1.2), shield=SparkShield(0.8, 0.4, "current", "k3", 0.5)),
+    "shields and lp_reg": single(
+        CappedRatio(1.2),
+        lp_reg=LpReg(0.6, 0.1),
+        current=SparkShield(0.8, 0.4, "current", "full"),
+        old=SparkShield(0.9, 0.3, "old", "k3"),
+        reference=SparkShield(0.6, 0.1, "reference", "full"),
+    ),
     "grpo": single(ClipKL(kl_coef=0.1)),
     "dapo": single(ClipKL(0.2, 0.28)),
     "gspo": single(GSPO(0.03, 0.04)),
@@ -219,7 +230,8 @@ def stats_of(objective: Objective, case: Case, head: Head | None = None, chunk_e
 
     with torch.no_grad():
         old_logprobs, old_statistics = scored(case.old_logits, "rollout")
-        ref_logprobs, _ = scored(case.ref_logits, "rollout")
+        ref_logprobs, referred = scored(case.ref_logits, "reference")
+    old_statistics |= referred
     logprobs, statistics = scored(case.logits, "update", old_statistics)
     return TokenStats(
         logprobs,

@@ -20,6 +20,7 @@ from rlvr_lightning.methods.aggregators import TokenMean
 from rlvr_lightning.methods.constraints.clip_kl import ClipKL
 from rlvr_lightning.methods.partitioners.single import SinglePart
 from rlvr_lightning.models.attention import BY_RESPONSE, Plan, resolved, set_attention
+from rlvr_lightning.models.packing import Packing
 from rlvr_lightning.models.policy import Policy
 from rlvr_lightning.models.source import ModelSource, bundled_model
 from rlvr_lightning.objective.objective import Objective
@@ -155,7 +156,7 @@ def test_no_square_of_the_length_is_kept_for_the_backward_pass(name: str, packed
 
 def test_neighbours_of_nearly_one_length_are_computed_at_once() -> None:
     device = torch.device("cpu")
-    groups = Plan((900, 900, 899, 400, 390, 321, 320, 319, 5), None, device).groups
+    groups = Plan(Packing((900, 900, 899, 400, 390, 321, 320, 319, 5)), None, device).groups
     assert [(group.start, group.lengths) for group in groups] == [
         (0, (900, 900)),
         (1800, (899,)),

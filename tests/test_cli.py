@@ -82,7 +82,10 @@ MISTAKES = [
     ((*FIT, "rollout.prompts_per_step=7"), "rollout.prompts_per_step=7 must divide rollout.prompts_per_epoch=32"),
     ((*FIT, "task=jsonl"), "task.path must be given: task.path=..."),
     ((*FIT, "task=jsonl", "task.path=nowhere.jsonl"), "nowhere.jsonl does not exist"),
-    ((*FIT, "model.path=/nowhere"), "model.path=/nowhere does not exist: give a Hugging Face folder, or `tiny`"),
+    (
+        (*FIT, "model.path=/nowhere"),
+        "model.path=/nowhere does not exist: give a Hugging Face folder, or a bundled model (tiny, sparks)",
+    ),
     ((*FIT, "model.dtype=bfloat16"), "there is no model.dtype any more"),
     ((*FIT, "+model.dtype=float32"), "there is no model.dtype any more"),
     (("fit", "resume=/nowhere"), "resume=/nowhere holds no run"),

@@ -115,6 +115,18 @@ OBJECTIVES: Table = {
     "regularizer/none": ((), {}),
     "regularizer/entropy_bonus": ((), {"coef": 0.5}),
     "regularizer/kl_cov": ((), {"share": 0.3, "coef": 0.5}),
+    "regularizer/spark_shield": (
+        ("regularizer.spark_shield.quantile=0.6", "regularizer.spark_shield.penalty=full"),
+        {
+            "quantile": 0.3,
+            "threshold": 0.3,
+            "source": "current",
+            "penalty": "k3",
+            "ceiling": 0.005,
+            "coef": 0.5,
+            "support": 2,
+        },
+    ),
     "regularizer/lp_reg": (
         ("regularizer.lp_reg.quantile=0.6",),
         {
@@ -424,6 +436,10 @@ TASKS: Table = {
     "task/arithmetic": (
         ("task.num_train=50",),
         {"num_terms": 3, "max_operand": 9, "max_value": 40, "num_train": 49, "num_held_out": 5, "seed": 1},
+    ),
+    "task/sparks": (
+        ("task.num_train=50",),
+        {"num_steps": 3, "rumour_share": 0.2, "num_train": 49, "num_held_out": 5, "seed": 1},
     ),
     "task/jsonl": (("task.held_out=3",), {**ROWS, "path": "b.jsonl", "held_out_path": "b.jsonl"}),
 }

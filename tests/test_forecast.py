@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlvr_lightning.models.attention import packed_lengths, set_attention
+from rlvr_lightning.models.attention import set_attention
+from rlvr_lightning.models.packing import Packing, packed_as
 from rlvr_lightning.models.shapes import ModelShape, packaged
 from rlvr_lightning.training.forecast import activations, host, sampling, states
 from rlvr_lightning.training.forecast.forecast import forecast
@@ -77,7 +78,7 @@ def kept_bytes(model: torch.nn.Module, *, autocast: bool = False, packed: bool =
 
     ids = torch.randint(0, TINY["vocab_size"], (1, TOKENS))
     with (
-        packed_lengths([TOKENS // 2] * 2 if packed else None),
+        packed_as(Packing([TOKENS // 2] * 2 if packed else None)),
         torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
         torch.autocast("cpu", torch.bfloat16, enabled=autocast),
     ):

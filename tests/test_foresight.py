@@ -43,9 +43,11 @@ class Logits:
 def batch_of(objective: Objective, case: Any, *, on_policy: bool) -> TokenBatch:
     old = stats_of(objective, case)
     ids = torch.nn.functional.pad(case.ids, (1, 0))
-    known: dict[str, Any] = (
-        {} if on_policy else {"old_logprobs": old.old_logprobs, "old_statistics": dict(old.old_statistics)}
-    )
+    known: dict[str, Any] = {"old_logprobs": old.old_logprobs, "old_statistics": dict(old.old_statistics)}
+    if on_policy:
+        # Scored by nobody but the reference.
+        names = {one.name for one in objective.requires if "reference" in one.passes}
+        known = {"old_statistics": {name: known["old_statistics"][name] for name in names}}
     return TokenBatch(
         ids, case.mask, case.advantages, case.rollout_logprobs, case.noise, ref_logprobs=old.ref_logprobs, **known
     )

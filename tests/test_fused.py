@@ -13,7 +13,8 @@ from objectives import MEAN, OBJECTIVES, identity, random_case, stats_of
 from torch import Tensor, nn
 
 from rlvr_lightning.methods.regularizers.noise_filter import Filter
-from rlvr_lightning.methods.regularizers.proxy import ProxyKL, ProxyLogprob
+from rlvr_lightning.methods.regularizers.proxy import ProxyLogprob
+from rlvr_lightning.methods.regularizers.proxy_kl import ProxyKL
 from rlvr_lightning.objective import fused
 from rlvr_lightning.objective.statistics import Entropy, EntropyFlow
 from rlvr_lightning.objective.step import Step

@@ -12,6 +12,7 @@ PACKAGE = ROOT / "rlvr_lightning"
 ROOMS = (
     "__main__",
     "cli",
+    "study",
     "config",
     "callbacks",
     "module",

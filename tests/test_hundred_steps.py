@@ -1,4 +1,7 @@
-"""A hundred real optimizer steps of every experiment on the bundled model: finite, learning, logged per part."""
+"""A hundred real optimizer steps of every experiment on the bundled model: finite, learning, logged per part.
+
+`nox -s learning` runs them all, the slow tests a sample.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +19,9 @@ from rlvr_lightning.config.build import build_run
 from rlvr_lightning.config.compose import compose, config_dir
 from rlvr_lightning.rollout.recorded import read_recorded
 
-pytestmark = pytest.mark.slow
-
 STEPS = 100
+# Of each kind one: both papers' heart, a ratio a response, a choice of the step.
+SAMPLE = ("archer_lp_reg", "gspo", "clip_cov")
 # Of the difference that every experiment makes; an optimizer with optim.lr=0 comes to 1e-5 [nats a response].
 MARGIN = 0.1
 SIZES = (
@@ -60,8 +63,7 @@ def changes(model: Any, folder: Path) -> tuple[float, float]:
     return fmean(changed[True]), fmean(changed[False])
 
 
-@pytest.mark.parametrize("name", experiments())
-def test_it_learns(name: str, tmp_path: Path) -> None:
+def check_that_it_learns(name: str, tmp_path: Path) -> None:
     cfg = compose([f"conf={name}", *SIZES, f"output_dir={tmp_path}"])
     with open_dict(cfg):
         cfg.rollout.prompts_per_step = 4 if cfg.rollout.prompts_per_step else None
@@ -80,3 +82,15 @@ def test_it_learns(name: str, tmp_path: Path) -> None:
         assert sum(bool(row[f"policy/entropy/{part}"]) for row in rows) > len(rows) / 2
     taught, discouraged = changes(run.module.policy.causal_lm, tmp_path / "rollouts")
     assert taught - discouraged > MARGIN, (taught, discouraged)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SAMPLE)
+def test_a_sample_learns(name: str, tmp_path: Path) -> None:
+    check_that_it_learns(name, tmp_path)
+
+
+@pytest.mark.learning
+@pytest.mark.parametrize("name", experiments())
+def test_it_learns(name: str, tmp_path: Path) -> None:
+    check_that_it_learns(name, tmp_path)

@@ -69,7 +69,7 @@ def test_a_coin_falls_on_both_sides() -> None:
 
 
 def test_all_methods_are_measured() -> None:
-    assert len(methods.names()) == 24
+    assert len(methods.names()) == 33
     assert {"grpo", "archer", "lp_reg", "archer_random"} <= set(methods.names())
 
 

@@ -7,7 +7,8 @@ import math
 import torch
 
 from rlvr_lightning.methods.regularizers.noise_filter import Filter
-from rlvr_lightning.methods.regularizers.proxy import ProxyKL, ProxyLogprob
+from rlvr_lightning.methods.regularizers.proxy import ProxyLogprob
+from rlvr_lightning.methods.regularizers.proxy_kl import ProxyKL
 from rlvr_lightning.objective.statistics import Entropy, merge_statistics
 from rlvr_lightning.objective.token_stats import token_stats
 

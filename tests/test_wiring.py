@@ -65,6 +65,7 @@ REACHES: dict[str, tuple[Any, Where, Any]] = {
     "rollout.exact_seeds": (False, lambda run: run.data.exact_seeds, False),
     "rollout.canary_tolerance": (0.25, lambda run: run.data.canary_tolerance, 0.25),
     "trainer.diagnostics_every_n_steps": (7, lambda run: run.module.diagnostics_every, 7),
+    "trainer.forces_every_n_steps": (6, lambda run: run.module.forces_every, 6),
     "trainer.show_every_n_epochs": (17, lambda run: callback(run, ScreenCallback).every, 17),
     "trainer.micro_batch_tokens": (321, lambda run: run.data.budget.tokens, 321),
     "trainer.micro_batch_size": (9, lambda run: run.data.budget.rows, 9),

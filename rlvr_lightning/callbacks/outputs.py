@@ -22,6 +22,8 @@ PACKAGES = ("lightning", "torch", "transformers", "vllm", "hydra-core", "torchme
 PANELS = (
     ("reward", ("reward/",), "reward", "linear"),
     ("accuracy", ("rollout/accuracy", "val/avg_at_k", "val/pass_at_k"), "probability", "linear"),
+    ("probes", ("val/probe/",), "probability", "log"),
+    ("styles of responses", ("val/style_share/", "val/style_accuracy/"), "share", "linear"),
     ("response length", ("rollout/response_tokens",), "tokens", "linear"),
     ("entropy", ("policy/entropy/",), "nats", "linear"),
     ("clip fraction", ("policy/clip_frac/",), "share of tokens", "linear"),

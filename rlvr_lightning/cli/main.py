@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rlvr_lightning.errors import INTERRUPTED, RLVRError
 
@@ -32,7 +32,8 @@ Verbs
   plan        what a run will need of memory, disk and work, and whether it fits, before a weight is loaded
   verify      judge the responses in a file: verify FILE.jsonl verifier=NAME output=OUT.jsonl
   compare     two policies on the same problems: compare FIRST SECOND, files or folders of test or predict
-  pretrain    make the bundled tiny model from nothing
+  study       all runs of a study and its report: study conf=NAME, or study report=DIR
+  pretrain    make a bundled model from nothing
   completion  print the shell completion script (bash, zsh or fish)
 
 Experiments
@@ -134,6 +135,10 @@ def _dispatch(arguments: list[str]) -> int:
 
         sys.stdout.write(completion(rest))
         return 0
+    if verb == "study":
+        from rlvr_lightning.cli.study import study
+
+        return study(rest)
     if verb == "compare":
         from rlvr_lightning.cli.compare import compare
 
@@ -144,7 +149,7 @@ def _dispatch(arguments: list[str]) -> int:
     if verb not in VERBS:
         from rlvr_lightning.errors import ConfigError, nearest
 
-        raise ConfigError(f"there is no verb {verb}; {nearest(verb, [*VERBS, 'compare', 'completion'])}")
+        raise ConfigError(f"there is no verb {verb}; {nearest(verb, [*VERBS, 'compare', 'study', 'completion'])}")
     return _compose_and_run(VERBS[verb], verb, rest)
 
 
@@ -196,7 +201,7 @@ def _compose_and_run(verb: Callable[[DictConfig], None], name: str, arguments: S
     from omegaconf.errors import OmegaConfBaseException
 
     from rlvr_lightning.config.compose import config_dir, experiment_override, explain
-    from rlvr_lightning.config.resuming import split
+    from rlvr_lightning.config.resuming import settled, split
     from rlvr_lightning.training import watch
 
     # Before torch is imported: with huge pages the chunks of logits, mapped anew each time, cost a CPU half as much.
@@ -211,7 +216,7 @@ def _compose_and_run(verb: Callable[[DictConfig], None], name: str, arguments: S
         # Lightning starts the other ranks of a machine with the command line it finds here.
         sys.argv = [original[0], name, *arguments]
         try:
-            verb(_settled(cfg, later, training=name == "fit"))
+            verb(settled(cfg, later, training=name == "fit"))
         except (RLVRError, HydraException, OmegaConfBaseException) as error:
             # Hydra would print a traceback; a sweep goes on with its other runs.
             told = error if isinstance(error, RLVRError) else explain(error)
@@ -233,22 +238,3 @@ def _compose_and_run(verb: Callable[[DictConfig], None], name: str, arguments: S
     if failures:
         raise failures[0]
     return 0
-
-
-def _settled(cfg: DictConfig, later: Sequence[str], *, training: bool) -> Any:
-    """All interpolations resolved; a resumed run's own configuration instead of today's."""
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-    from omegaconf import OmegaConf
-
-    from rlvr_lightning.config.resuming import resumed
-
-    OmegaConf.resolve(cfg)
-    hydra = HydraConfig.get()
-    if hydra.mode == RunMode.MULTIRUN:
-        # The runs of a sweep would share a time stamp: each gets the folder Hydra made for it.
-        given = any(override.startswith("output_dir=") for override in hydra.overrides.task)
-        cfg.output_dir = f"{cfg.output_dir}/{hydra.sweep.subdir}" if given else hydra.runtime.output_dir
-    if OmegaConf.select(cfg, "resume") is None:
-        return cfg
-    return resumed(cfg, [*hydra.overrides.task, *later], training=training)

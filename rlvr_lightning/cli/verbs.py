@@ -113,9 +113,9 @@ def export(cfg: DictConfig) -> None:
 
 
 def pretrain(cfg: DictConfig) -> None:
-    """Make the bundled model."""
-    from rlvr_lightning.cli.pretrain import pretrain as make
+    """Make a bundled model."""
     from rlvr_lightning.config.components import component
+    from rlvr_lightning.training.pretraining import pretrain as make
 
     _logging()
     path = make(component(cfg, "task"), component(cfg, "pretrain"), Path(cfg.output_dir))

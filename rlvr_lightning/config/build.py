@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from rlvr_lightning.callbacks.failure import FailureCallback
 from rlvr_lightning.callbacks.hygiene import HygieneCallback
 from rlvr_lightning.callbacks.table import MetricsTable
+from rlvr_lightning.callbacks.watching import WatchingCallback
 from rlvr_lightning.config.benchmarks import benchmark_callback
 from rlvr_lightning.config.checks import check_folder, check_judge, check_kinds, check_least
 from rlvr_lightning.config.components import component, grading_of, model_source, optim_settings, shard_settings
@@ -24,7 +25,7 @@ from rlvr_lightning.config.trainer import build_trainer, check_hardware, default
 from rlvr_lightning.datamodule import RolloutDataModule
 from rlvr_lightning.models.source import ModelSource
 from rlvr_lightning.module import RLVRModule
-from rlvr_lightning.protocols.rollouts import ScreenedTask
+from rlvr_lightning.protocols.rollouts import ScreenedTask, WatchedTask
 from rlvr_lightning.rollout.checks import check_on_policy
 from rlvr_lightning.rollout.micro_batches import Budget
 from rlvr_lightning.training.checkpoint_io import chosen, newest, read_state
@@ -133,6 +134,7 @@ def build_module(cfg: DictConfig, source: ModelSource) -> RLVRModule:
         controller=component(cfg, "controller") if cfg.controller else None,
         sharding=shard_settings(cfg),
         diagnostics_every_n_steps=cfg.trainer.diagnostics_every_n_steps,
+        forces_every_n_steps=cfg.trainer.forces_every_n_steps,
         weightings={name: component(cfg.weighting, name) for name in cfg.weighting or {}},
     )
 
@@ -168,5 +170,7 @@ def build_run(cfg: DictConfig, callbacks: list[Callback] | None = None) -> Run:
     mine = [FailureCallback(), resume, *(callbacks or [])]
     if isinstance(data.task, ScreenedTask):
         mine.append(HygieneCallback(Path(cfg.output_dir), data.task.hygiene))
+    if isinstance(data.task, WatchedTask):
+        mine.append(WatchingCallback(data.task, source, data.budget))
     trainer = build_trainer(cfg, [*mine, *default_callbacks(cfg, table), *measuring], table)
     return Run(cfg, trainer, module, data, derived, resume)

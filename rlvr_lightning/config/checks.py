@@ -19,6 +19,7 @@ KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "
 OPTIONAL: dict[str, type] = {
     "rollout.prompts_per_step": int,
     "trainer.micro_batch_size": int,
+    "trainer.forces_every_n_steps": int,
     "trainer.save_every_n_steps": int,
     "trainer.save_every_n_minutes": float,
     "evaluation.folder": str,

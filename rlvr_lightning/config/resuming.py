@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from rlvr_lightning.config.compose import REMOVED, SECTIONS, groups, leaf_keys
@@ -138,3 +140,22 @@ def _leave_out_removed(saved: DictConfig) -> None:
 
 def _key(argument: str) -> str:
     return argument.partition("=")[0].lstrip("+~")
+
+
+def settled(cfg: DictConfig, later: Sequence[str], *, training: bool) -> DictConfig:
+    """What Hydra composed for this job with all interpolations resolved; a resumed run's own configuration instead of today's.
+
+    Args:
+        cfg: as Hydra hands it to a job.
+        later: overrides that Hydra does not know, of a resumed run's own configuration.
+        training: whether the job is `fit`.
+    """
+    OmegaConf.resolve(cfg)
+    hydra = HydraConfig.get()
+    if hydra.mode == RunMode.MULTIRUN:
+        # The runs of a sweep would share a time stamp: each gets the folder Hydra made for it.
+        given = any(override.startswith("output_dir=") for override in hydra.overrides.task)
+        cfg.output_dir = f"{cfg.output_dir}/{hydra.sweep.subdir}" if given else hydra.runtime.output_dir
+    if OmegaConf.select(cfg, "resume") is None:
+        return cfg
+    return resumed(cfg, [*hydra.overrides.task, *later], training=training)

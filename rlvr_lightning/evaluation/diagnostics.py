@@ -22,6 +22,7 @@ from rlvr_lightning.evaluation.metrics import (
 )
 from rlvr_lightning.methods.constraints.kl import kl_estimate, ratio
 from rlvr_lightning.methods.constraints.opefo import entropy_change
+from rlvr_lightning.objective.forces import Force
 from rlvr_lightning.objective.objective import LossOutput, Objective
 from rlvr_lightning.objective.step import Step
 from rlvr_lightning.types import StepPlan, TokenStats
@@ -29,6 +30,8 @@ from rlvr_lightning.types import StepPlan, TokenStats
 # Ratios of trainer to engine that pass for the same, and percentiles of them that are logged.
 NEAR = (0.9, 1.1)
 PERCENTS = (1, 50, 99)
+# On a regularizer's tokens: of the policy gradient and of the regularizer's own term, over all logits and at the sampled one.
+FORCES = ("surrogate", "term", "surrogate_sampled", "term_sampled")
 
 
 class Diagnostics(torch.nn.Module):
@@ -52,6 +55,7 @@ class Diagnostics(torch.nn.Module):
             names += [f"policy/{kind}/{part}" for part in self.parts]
         names += [f"policy/tokens_in/{name}" for name in self.regularizers]
         names += [f"policy/weighting/{name}" for name in objective.weightings]
+        names += [f"policy/force/{name}/{of}" for name in self.regularizers for of in FORCES]
         names += [f"rollout/mismatch_{kind}{of}" for kind in ("k3", "outside") for of in ("", *self._of_parts)]
         names += [f"rollout/logprob_gap{of}" for of in self._of_parts]
         self.means = TokenMeans(names)
@@ -128,6 +132,14 @@ class Diagnostics(torch.nn.Module):
         for name, factor in output.factors.items():
             add(f"policy/weighting/{name}", factor, mask)
 
+    @torch.no_grad()
+    def observe_forces(self, found: Mapping[str, Force]) -> None:
+        """Add what pulls at a micro-batch's chosen tokens: the size of a gradient, and its part at the sampled token."""
+        for name, force in found.items():
+            sizes = (force.surrogate[:, 0], force.term[:, 0], force.surrogate[:, 1].abs(), force.term[:, 1].abs())
+            for of, size in zip(FORCES, sizes, strict=True):
+                self.means.add(f"policy/force/{name}/{of}", size, torch.ones_like(size, dtype=torch.bool))
+
     def observe_step(self, grad_norm: Tensor, *, teaches: bool = True) -> None:
         """Add an optimizer step; one that does not teach has no token to learn from on any rank."""
         self._steps += 1
@@ -142,6 +154,11 @@ class Diagnostics(torch.nn.Module):
     def drain(self) -> dict[str, float]:
         """The epoch's means and counts; then start anew. Every rank must call it."""
         logged = self.means.drain()
+        for name in self.regularizers:
+            for of in ("", "_sampled"):
+                whole = logged.get(f"policy/force/{name}/surrogate{of}")
+                if whole:
+                    logged[f"policy/force{of}/{name}"] = logged[f"policy/force/{name}/term{of}"] / whole
         if "policy/entropy" in logged:  # some rank saw a token
             logged |= self._tables()
         if "rollout/logprob_gap" in logged:

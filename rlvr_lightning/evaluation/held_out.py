@@ -59,10 +59,14 @@ class EvaluatedModule(L.LightningModule):
         self.outcomes = {}
         self._data.sync_engine()
 
-    def validation_step(self, prompts: list[Prompt], batch_idx: int) -> None:
-        """Grade `eval_samples` responses to each prompt; one without a verdict is not right, and is counted apart."""
+    def validation_step(self, prompts: list[Prompt], batch_idx: int) -> dict[str, list[Rollout]] | None:
+        """Grade `eval_samples` responses to each prompt; one without a verdict is not right, and is counted apart.
+
+        Returns:
+            The responses, for callbacks; None where they would say nothing of the policy.
+        """
         if not self._data.evaluates:
-            return
+            return None
         rollouts = self._data.evaluate(prompts)
         self.eval_unjudged.update(sum(rollout.verdict is None for rollout in rollouts))
         for kind, count in self.eval_kinds.items():
@@ -74,6 +78,7 @@ class EvaluatedModule(L.LightningModule):
         for place, prompt in enumerate(prompts):
             first = place * self.eval_samples
             self.outcomes[prompt.index] = outcomes_of(rollouts[first : first + self.eval_samples])
+        return {"rollouts": rollouts}
 
     def on_validation_epoch_end(self) -> None:
         """Log avg@k and pass@k; those before the first step are the baseline."""

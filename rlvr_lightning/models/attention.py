@@ -3,14 +3,12 @@
 Padding lies on the right, so that causal attention needs no mask for it. Packed, each response attends to itself alone:
 flash attention and flex attention read that from the positions, which begin anew with each response; for torch's own
 `scaled_dot_product_attention` a function is registered with transformers that computes response by response. Where a mask
-would be made, it finds a `Plan`. Flash attention, flex attention and eager are transformers' own.
+would be made, it finds a `Plan`; what responses have in common comes to it once, and is given to each of them. Flash
+attention, flex attention and eager are transformers' own.
 """
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -22,6 +20,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from rlvr_lightning.errors import ConfigError
+from rlvr_lightning.models.packing import Packing, current_packing, gather
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -33,20 +32,6 @@ BY_RESPONSE = "sdpa_by_response"
 # it. What they are filled up with is a quarter of them at most.
 SHORT, LEAST_SHARE = 512, 0.8
 
-# Of the packed row on its way through a model. Masks are made once a pass, before the layers that gradient checkpointing
-# computes again: what stands here is read then, and travels on in the mask's place.
-_lengths: contextvars.ContextVar[tuple[int, ...] | None] = contextvars.ContextVar("lengths", default=None)
-
-
-@contextlib.contextmanager
-def packed_lengths(lengths: Sequence[int] | None) -> Iterator[None]:
-    """Tell the pass within how long the responses of its packed row are [tokens]; None where rows are responses."""
-    token = _lengths.set(None if lengths is None else tuple(lengths))
-    try:
-        yield
-    finally:
-        _lengths.reset(token)
-
 
 @dataclass(frozen=True)
 class Group:
@@ -55,11 +40,13 @@ class Group:
     Args:
         start: the first one's first column.
         lengths: of each; the first is the longest.
+        packing: of the row.
         device: of the tensors.
     """
 
     start: int
     lengths: tuple[int, ...]
+    packing: Packing
     device: torch.device
 
     @property
@@ -69,19 +56,24 @@ class Group:
     @cached_property
     def _columns(self) -> Int[Tensor, " columns"]:
         lengths = torch.tensor(self.lengths)
-        begins = (lengths.cumsum(0) - lengths).unsqueeze(1)
-        return (begins + torch.arange(self.lengths[0])).clamp(max=sum(self.lengths) - 1).flatten().to(self.device)
+        begins = self.start + (lengths.cumsum(0) - lengths).unsqueeze(1)
+        columns = begins + torch.arange(self.lengths[0])
+        columns = columns.clamp(max=self.start + sum(self.lengths) - 1).flatten().to(self.device)
+        return columns if self.packing.source is None else self.packing.source[columns]
 
     @cached_property
     def _real(self) -> Int[Tensor, " M"]:
         inside = torch.arange(self.lengths[0]) < torch.tensor(self.lengths).unsqueeze(1)
         return inside.flatten().nonzero().flatten().to(self.device)
 
-    def rows(self, values: Float[Tensor, "1 H L D"]) -> Float[Tensor, "S H N D"]:
+    def rows(self, values: Float[Tensor, "1 H K D"]) -> Float[Tensor, "S H N D"]:
         """Each response a row, filled up with what comes after it."""
-        own = values[0, :, self.start : self.start + sum(self.lengths)]
-        own = own if self._alike else own.index_select(1, self._columns)
-        return own.reshape(own.shape[0], len(self.lengths), -1, own.shape[-1]).transpose(0, 1)
+        columns = values[0].transpose(0, 1)
+        if self._alike and self.packing.source is None:
+            own = columns[self.start : self.start + sum(self.lengths)]
+        else:
+            own = gather(columns, self._columns)
+        return own.view(len(self.lengths), -1, *own.shape[1:]).transpose(1, 2)
 
     def columns(self, rows: Float[Tensor, "S H N D"]) -> Float[Tensor, "M H D"]:
         """One after another again, without what they were filled up with."""
@@ -94,28 +86,29 @@ class Plan:
     """What takes the place of a mask.
 
     Args:
-        lengths: of the responses in a packed row; None where rows are responses.
+        packing: of the row.
         window: tokens that one sees, itself included; None for all before it.
         device: of the tensors.
     """
 
-    lengths: tuple[int, ...] | None
+    packing: Packing
     window: int | None
     device: torch.device
 
     @cached_property
     def groups(self) -> list[Group]:
         """Responses computed at once. The layout brings the longest first, so that neighbours are nearly alike."""
-        assert self.lengths is not None
+        assert self.packing.lengths is not None
         groups: list[list[int]] = []
-        for length in self.lengths:
+        for length in self.packing.lengths:
             longest = groups[-1][0] if groups else 0
             if length == longest or (longest <= SHORT and LEAST_SHARE * longest <= length < longest):
                 groups[-1].append(length)
             else:
                 groups.append([length])
         starts = accumulate(map(sum, groups), initial=0)
-        return [Group(start, tuple(own), self.device) for start, own in zip(starts, groups, strict=False)]
+        found = zip(starts, groups, strict=False)
+        return [Group(start, tuple(own), self.packing, self.device) for start, own in found]
 
     @cached_property
     def band(self) -> Tensor:
@@ -134,7 +127,8 @@ def plan_or_mask(q_length: int, kv_length: int, **asked: Any) -> Plan | Tensor |
     from transformers.masking_utils import sdpa_mask
 
     local, config = asked.get("local_size"), asked.get("config")
-    lengths = _lengths.get()
+    packing = current_packing()
+    lengths = packing.lengths
     longest = kv_length if lengths is None else max(lengths)
     if local is not None and local >= longest:
         local = None
@@ -143,7 +137,7 @@ def plan_or_mask(q_length: int, kv_length: int, **asked: Any) -> Plan | Tensor |
     if own or (lengths is None and not asked.get("allow_is_causal_skip", True)):
         mask: Tensor | None = sdpa_mask(q_length=q_length, kv_length=kv_length, **asked)
         return mask
-    return None if lengths is None and local is None else Plan(lengths, local, torch.device(asked["device"]))
+    return None if lengths is None and local is None else Plan(packing, local, torch.device(asked["device"]))
 
 
 def attend(
@@ -166,13 +160,14 @@ def attend(
                 f"the model's attention has a {name}, which sdpa does not compute: set model.attention=eager"
             )
     plan, scale = attention_mask, settings.get("scaling")
-    if plan.lengths is None:
+    if plan.packing.lengths is None:
         return _causal(query, key, value, plan, scale).transpose(1, 2).contiguous(), None
     pieces = [
         group.columns(_causal(group.rows(query), group.rows(key), group.rows(value), plan, scale))
         for group in plan.groups
     ]
-    return torch.cat(pieces).unsqueeze(0), None
+    states, computed = torch.cat(pieces), plan.packing.computed
+    return (states if computed is None else states.index_select(0, computed)).unsqueeze(0), None
 
 
 def _causal(query: Tensor, key: Tensor, value: Tensor, plan: Plan, scale: float | None) -> Tensor:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
@@ -23,8 +23,9 @@ from rlvr_lightning.models.adapters import (
     described,
     merged_weights,
 )
-from rlvr_lightning.models.attention import packed_lengths, set_attention
+from rlvr_lightning.models.attention import BY_RESPONSE, set_attention
 from rlvr_lightning.models.loading import build, fill, fingerprint
+from rlvr_lightning.models.packing import Packing, packed_as
 from rlvr_lightning.models.plain_head import check_plain_head
 from rlvr_lightning.models.recompute import recompute
 from rlvr_lightning.objective.token_stats import Foresight, Statistics, token_stats
@@ -95,10 +96,15 @@ class Policy(nn.Module):
         """Log-probabilities of the response tokens that carry weight, and the statistics [nats]; see `token_stats`."""
         # Padding comes after what is real, so that causal attention needs no mask for it. Packed responses are told apart
         # by their positions, or by their lengths.
-        with packed_lengths(lengths(batch)):
-            hidden = self.causal_lm.get_decoder()(
-                input_ids=batch.input_ids, attention_mask=None, position_ids=positions(batch), use_cache=False
+        packing, ids = Packing.of(batch, shares=self.attention == BY_RESPONSE), batch.input_ids
+        with packed_as(packing):
+            computed = self.causal_lm.get_decoder()(
+                input_ids=packing.shrink(ids),
+                attention_mask=None,
+                position_ids=packing.shrink(packing.positions(ids)),
+                use_cache=False,
             ).last_hidden_state
+        hidden = packing.spread(computed)
         head = self.causal_lm.get_output_embeddings()
         # The state before a token scores it.
         return token_stats(
@@ -146,20 +152,3 @@ class Policy(nn.Module):
         """The adapters alone, otherwise as `full_weights` gives them."""
         self.free_gathered()
         yield from adapter_weights(self.causal_lm)
-
-
-def lengths(batch: TokenBatch) -> list[int] | None:
-    """Of the responses in a packed row [tokens]; None where rows are responses."""
-    if batch.segments is None:
-        return None
-    found = torch.bincount(batch.segments[0]).tolist()
-    # The first column is scored by nothing and has no segment of its own.
-    return [found[0] + 1, *found[1:]]
-
-
-def positions(batch: TokenBatch) -> Int[Tensor, "B L"]:
-    """Position of each column within its response: packed, they begin anew with each."""
-    packed = lengths(batch)
-    if packed is None:
-        return torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device).expand_as(batch.input_ids)
-    return torch.cat([torch.arange(length) for length in packed]).unsqueeze(0).to(batch.input_ids.device)

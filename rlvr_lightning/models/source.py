@@ -16,12 +16,14 @@ from rlvr_lightning.models.recompute import every_nth
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-BUNDLED = "tiny"
+ASSETS = Path(__file__).parents[1] / "assets"
+# Of task=arithmetic and of task=sparks.
+BUNDLED = ("tiny", "sparks")
 
 
-def bundled_model() -> Path:
-    """The folder of the model that comes with the package."""
-    return Path(__file__).parents[1] / "assets" / "tiny"
+def bundled_model(name: str = "tiny") -> Path:
+    """The folder of a model that comes with the package."""
+    return ASSETS / name
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class ModelSource:
     """A model folder and how to load it.
 
     Args:
-        path: a Hugging Face folder, a hub name, or `tiny` for the bundled model.
+        path: a Hugging Face folder, a hub name, or the name of a bundled model (`tiny`, `sparks`).
         lora: a `peft.LoraConfig` to train adapters instead of the weights, or None.
         gradient_checkpointing: decoder layers computed once more in the backward pass, instead of kept: `none`, `full`
             or n for every n-th; True is `full`, False `none`.
@@ -39,7 +41,7 @@ class ModelSource:
         ConfigError: another value of `gradient_checkpointing`, or adapters that cannot be merged.
     """
 
-    path: str = BUNDLED
+    path: str = BUNDLED[0]
     lora: Any = None
     gradient_checkpointing: str | int | bool = "none"
     attention: str = "auto"
@@ -51,19 +53,21 @@ class ModelSource:
 
     @property
     def folder(self) -> str:
-        """The path with the bundled model's name resolved.
+        """The path with a bundled model's name resolved.
 
         Raises:
             ModelError: it looks like a folder and there is none.
         """
-        if self.path == BUNDLED:
-            return str(bundled_model())
+        if self.path in BUNDLED:
+            return str(bundled_model(self.path))
         looks_local = self.path.startswith((".", "/", "~")) or self.path.count("/") != 1
         path = Path(self.path).expanduser()
         if path.is_dir() and not (path / "config.json").exists():
             raise ModelError(f"model.path={self.path} has no config.json: give a Hugging Face model folder")
         if not path.is_dir() and looks_local:
-            raise ModelError(f"model.path={self.path} does not exist: give a Hugging Face folder, or `{BUNDLED}`")
+            raise ModelError(
+                f"model.path={self.path} does not exist: give a Hugging Face folder, or a bundled model ({', '.join(BUNDLED)})"
+            )
         return str(path) if path.is_dir() else self.path
 
     @cached_property

@@ -1,4 +1,4 @@
-"""Architecture and tokenizer of the bundled model: a token per character, a chat template, under a million weights."""
+"""Architecture and tokenizer of the bundled models: a token per character, a chat template, under a million weights."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-CHARACTERS = "0123456789+-=;#"
 PAD, EOS, USER, ASSISTANT = "<pad>", "<eos>", "<user>", "<assistant>"
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -17,13 +16,13 @@ CHAT_TEMPLATE = (
 )
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A character tokenizer over digits, operators and separators, with a chat template."""
+def build_tokenizer(characters: str) -> PreTrainedTokenizerFast:
+    """A tokenizer of single characters, with a chat template."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     special = [PAD, EOS, USER, ASSISTANT]
-    vocabulary = {token: index for index, token in enumerate([*special, *CHARACTERS])}
+    vocabulary = {token: index for index, token in enumerate([*special, *characters])}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token=PAD))
     core.pre_tokenizer = pre_tokenizers.Split(Regex("."), behavior="isolated")
     core.decoder = decoders.Fuse()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from itertools import accumulate, pairwise
 from typing import Any
@@ -22,16 +22,27 @@ def join(micros: Sequence[TokenStats]) -> TokenStats:
         value = getattr(first, item.name)
         if isinstance(value, Tensor):
             joined[item.name] = torch.cat([_in_a_row(getattr(micro, item.name)) for micro in micros], dim=1)
-        elif isinstance(value, dict):
-            joined[item.name] = {
-                key: torch.cat([_in_a_row(getattr(micro, item.name)[key]) for micro in micros], dim=1) for key in value
-            }
+        elif isinstance(value, Mapping):
+            joined[item.name] = _by_name([getattr(micro, item.name) for micro in micros], micros)
     offset, segments = 0, []
     for micro in micros:
         own = _responses(micro)
         segments.append(own + offset)
         offset += int(own.max()) + 1
     return replace(first, **joined | {"segments": torch.cat(segments, dim=1)})
+
+
+def _by_name(held: Sequence[Mapping[str, Tensor]], micros: Sequence[TokenStats]) -> dict[str, Tensor]:
+    """Statistics by name: those of the micro-batches with rows. One without was scored otherwise; of what it lacks it has nothing."""
+    busy = [named for named, micro in zip(held, micros, strict=True) if micro.loss_mask.any()]
+    like = {name: values for named in busy or held for name, values in named.items()}
+
+    def own(name: str, named: Mapping[str, Tensor], micro: TokenStats) -> Tensor:
+        if micro.loss_mask.any():
+            return _in_a_row(named[name])
+        return like[name].new_zeros(1, micro.loss_mask.numel(), *like[name].shape[2:])
+
+    return {name: torch.cat([own(name, *pair) for pair in zip(held, micros, strict=True)], dim=1) for name in like}
 
 
 def cut(plan: StepPlan, micros: Sequence[TokenStats]) -> list[StepPlan]:

@@ -158,6 +158,19 @@ class Objective:
 
     def __call__(self, stats: TokenStats, plan: StepPlan) -> LossOutput:
         """This micro-batch's share of the step's loss."""
+        values, clipped, factors = self._terms(stats, plan)
+        loss = torch.stack(list(values.values())).sum()
+        terms = {name: value.detach() for name, value in values.items()}
+        return LossOutput(loss, terms, _cut_off(clipped, factors), factors)
+
+    def parts(self, stats: TokenStats, plan: StepPlan) -> dict[str, Float[Tensor, ""]]:
+        """The summands of the loss, each with its graph."""
+        return self._terms(stats, plan)[0]
+
+    def _terms(
+        self, stats: TokenStats, plan: StepPlan
+    ) -> tuple[dict[str, Tensor], Bool[Tensor, "B T"] | None, dict[str, Tensor]]:
+        """Summands, tokens that the constraint clipped, and the weightings' factors."""
         surrogate, *others = self.constraint(stats, plan.part_ids, plan.choices["constraint"])
         for name, regularizer in self.regularizers.items():
             main, *further = regularizer(stats, plan.part_ids, plan.choices[name])
@@ -177,9 +190,7 @@ class Objective:
             else:  # it is the surrogate of its tokens: over the same set, with the same weights
                 values[term.name] = self._aggregate(replace(term, over=surrogate.over), stats, plan, weights=weights)
         assert len(values) == 1 + len(others), "two terms of one name"
-        loss = torch.stack(list(values.values())).sum()
-        terms = {name: value.detach() for name, value in values.items()}
-        return LossOutput(loss, terms, _cut_off(surrogate.clipped, factors), factors)
+        return values, surrogate.clipped, factors
 
     def _weights(self, stats: TokenStats, factors: Mapping[str, Tensor]) -> Float[Tensor, "B T"] | None:
         """Of the surrogate: the product of all factors and the correction."""

@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from rlvr_lightning.objective.forces import Force, forces
 from rlvr_lightning.objective.joining import cut, join
 from rlvr_lightning.objective.objective import Objective
 from rlvr_lightning.objective.statistics import merge_statistics
@@ -91,6 +92,11 @@ class Scorer:
             foresee = partial(self._foresee, micro, wanted, guess, scale)
         return self._assemble(micro, *self.policy(micro, self.temperature, wanted, foresee))
 
+    def forces(self, micro: TokenBatch, stats: TokenStats, plan: StepPlan) -> dict[str, Force]:
+        """What regularizers and policy gradient do to the tokens the former have chosen. Every rank must call it."""
+        which: Pass = "on_policy" if micro.old_logprobs is None else "update"
+        return forces(self.objective, self.policy, micro, stats, plan, self.temperature, self._required(which))
+
     def planners(self, batch: StepBatch, step: StepContext) -> Planners:
         """What plans the micro-batches. Every rank must call it, once a step."""
         if len(batch.micros) > 1 and not self.objective.within_responses:
@@ -142,11 +148,16 @@ class Scorer:
             old_logprobs = logprobs if there.old_logprobs is None else there.old_logprobs
             there = replace(there, old_logprobs=old_logprobs, old_statistics=old_statistics)
         if self.objective.requires_ref and self.reference is not None:
-            there = replace(there, ref_logprobs=self._forward(self.reference.to(device), there)[0])
+            there = self._refer(self.reference.to(device), there)
         elif self.objective.requires_ref:
             with self.policy.adapters_off():
-                there = replace(there, ref_logprobs=self._forward(self.policy, there)[0])
+                there = self._refer(self.policy, there)
         return there.map(lambda tensor: tensor.cpu())
+
+    def _refer(self, reference: PolicyModel, batch: TokenBatch) -> TokenBatch:
+        """With what the reference says."""
+        logprobs, statistics = self._forward(reference, batch, self._required("reference"))
+        return replace(batch, ref_logprobs=logprobs, old_statistics={**batch.old_statistics, **statistics})
 
     def _accompany(self, batch: StepBatch, step: StepContext) -> None:
         """Pass through a micro-batch that another rank must pass through before the plan.
@@ -187,7 +198,10 @@ class Scorer:
     def _assemble(self, batch: TokenBatch, logprobs: Tensor, statistics: dict[str, Tensor]) -> TokenStats:
         reference = batch.ref_logprobs
         if reference is None and self.objective.requires_ref and not batch.loss_mask.any():
-            reference = torch.zeros_like(logprobs)  # a micro-batch without rows was never scored
+            # A micro-batch without rows was never scored.
+            reference = torch.zeros_like(logprobs)
+            unscored = {one.name: reference for one in self._required("reference")}
+            batch = replace(batch, old_statistics={**unscored, **batch.old_statistics})
         frozen = {name: value.detach() for name, value in statistics.items()}
         on_policy = batch.old_logprobs is None
         return TokenStats(
@@ -198,7 +212,7 @@ class Scorer:
             rollout_logprobs=batch.rollout_logprobs,
             ref_logprobs=reference,
             statistics=statistics,
-            old_statistics=frozen if on_policy else batch.old_statistics,
+            old_statistics={**batch.old_statistics, **frozen} if on_policy else batch.old_statistics,
             noise=batch.noise,
             segments=batch.segments,
         )

@@ -31,7 +31,11 @@ class VocabStatistic(Protocol):
 
     @property
     def passes(self) -> tuple[Pass, ...]:
-        """The forward passes it is computed in: `rollout` (kept in `old_statistics`), `update`, or `on_policy`."""
+        """The forward passes it is computed in: `rollout` (kept in `old_statistics`), `update`, or `on_policy`.
+
+        Or `reference` alone, that of the frozen reference: kept in `old_statistics` too, so that it needs a name of its own, and made
+        where a component has `requires_ref`.
+        """
         ...
 
     def __call__(

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rlvr_lightning.tasks.hygiene import Hygiene
-from rlvr_lightning.types import Problem, Verdict
+from rlvr_lightning.types import Probe, Problem, Verdict
 
 
 @runtime_checkable
@@ -30,6 +30,25 @@ class ScreenedTask(Protocol):
     """A task that has compared its training problems with those evaluated on."""
 
     hygiene: Hygiene
+
+
+@runtime_checkable
+class WatchedTask(Protocol):
+    """A task of which more is told than right and wrong."""
+
+    @property
+    def probes(self) -> Sequence[Probe]:
+        """Tokens whose probability is followed, in responses to the held-out problems."""
+        ...
+
+    @property
+    def styles(self) -> Sequence[str]:
+        """Kinds of responses that are counted apart."""
+        ...
+
+    def style(self, response: str) -> str:
+        """Which of the `styles` a response is of."""
+        ...
 
 
 @runtime_checkable

@@ -7,11 +7,14 @@ from collections.abc import Sequence
 import torch
 
 from rlvr_lightning.rollout.gathering import exchange, from_all_ranks
+from rlvr_lightning.rollout.sharing import finer
 from rlvr_lightning.types import Row
 
 # Tokens at which causal attention costs as much as everything else: 12 times the hidden size, 18k for a model of 1.5B
 # weights and 61k for one of 32B.
 ATTENTION_LENGTH = 2**15
+# What the busiest rank may have to do over the mean, so that rows of a prompt stay together.
+UNEVEN = 1.02
 
 
 def cost(length: int) -> float:
@@ -19,12 +22,25 @@ def cost(length: int) -> float:
     return length * (1 + length / ATTENTION_LENGTH)
 
 
-def assign(lengths: Sequence[int], ranks: int) -> list[int]:
-    """The rank of each row: the longest first, each to the one with the least to do."""
-    loads, owners = [0.0] * ranks, [0] * len(lengths)
-    for place in sorted(range(len(lengths)), key=lambda place: (-lengths[place], place)):
-        owners[place] = min(range(ranks), key=loads.__getitem__)
-        loads[owners[place]] += cost(lengths[place])
+def assign(lengths: Sequence[int], ranks: int, prompts: Sequence[int] | None = None) -> list[int]:
+    """The rank of each row: the longest first, each to the one with the least to do.
+
+    Args:
+        lengths: of the rows.
+        ranks: how many there are.
+        prompts: of the rows; those of one prompt stay together where no rank has more than `UNEVEN` to do for it.
+    """
+    even = sum(map(cost, lengths)) / ranks
+    owners = [0] * len(lengths)
+    for units in finer(lengths, range(len(lengths)) if prompts is None else prompts):
+        loads = [0.0] * ranks
+        for unit in units:
+            rank = min(range(ranks), key=loads.__getitem__)
+            loads[rank] += sum(cost(lengths[place]) for place in unit)
+            for place in unit:
+                owners[place] = rank
+        if max(loads) <= UNEVEN * even:
+            break
     return owners
 
 
@@ -43,7 +59,7 @@ def balanced(rows: Sequence[Row], rank: int, ranks: int, device: torch.device) -
     if ranks == 1:
         return busy
     named = sorted(from_all_ranks([((row.prompt_index, row.sample), len(row)) for row in busy]))
-    owners = assign([length for _, length in named], ranks)
+    owners = assign([length for _, length in named], ranks, [prompt for (prompt, _), _ in named])
     owner = {name: owner for (name, _), owner in zip(named, owners, strict=True)}
     outgoing: list[list[Row]] = [[] for _ in range(ranks)]
     for row in busy:

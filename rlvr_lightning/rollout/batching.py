@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from rlvr_lightning.protocols import AdvantageEstimator, RewardShaping
 from rlvr_lightning.rollout.prompts import derived_seed
+from rlvr_lightning.rollout.sharing import twins
 from rlvr_lightning.types import Rollout, Row, TokenBatch
 
 
@@ -133,6 +134,7 @@ def collate(rows: Sequence[Row], pad_token_id: int, *, packed: bool) -> TokenBat
         optional([row.ref_logprobs for row in rows]),
         {name: scored([row.old_statistics[name] for row in rows]) for name in rows[0].old_statistics},
         laid_out(segments, 0)[:, 1:] if packed else None,
+        twins(rows) if packed else None,
     )
 
 

@@ -148,7 +148,7 @@ def _shared_out(heads: Sequence[Mapping[str, Any]], rank: int, ranks: int) -> li
             for place, (of_step, prompt, sample, length) in enumerate(head["rows"])
             if of_step == step
         )
-        owners = assign([length for _, _, length, _, _ in named], ranks)
+        owners = assign([length for _, _, length, _, _ in named], ranks, [prompt for prompt, *_ in named])
         for (_, _, _, part, place), owner in zip(named, owners, strict=True):
             if owner == rank:
                 chosen[part].append(place)

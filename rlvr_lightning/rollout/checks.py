@@ -200,7 +200,7 @@ def check_scored(rows: Iterable[Row], objective: Objective) -> None:
     row = next(iter(rows), None)
     if row is None:
         return
-    needed = {item.name for item in objective.requires if "rollout" in item.passes}
+    needed = {item.name for item in objective.requires if {"rollout", "reference"} & set(item.passes)}
     lacking = sorted(needed - row.old_statistics.keys())
     if objective.requires_ref and row.ref_logprobs is None:
         lacking.append("log-probabilities of the reference")

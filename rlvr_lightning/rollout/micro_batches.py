@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from rlvr_lightning.errors import ConfigError
 from rlvr_lightning.rollout.batching import collate, scored_rows
 from rlvr_lightning.rollout.gathering import from_all_ranks
+from rlvr_lightning.rollout.sharing import finer
 from rlvr_lightning.types import Row, StepBatch, TokenBatch
 
 
@@ -54,29 +56,46 @@ def sorted_by_length(lengths: Sequence[int], budget: Budget, least: int = 1) -> 
     return micros + [[]] * (least - len(micros))
 
 
-def bins(lengths: Sequence[int], budget: Budget, least: int = 1) -> list[list[int]]:
+def bins(
+    lengths: Sequence[int], budget: Budget, least: int = 1, prompts: Sequence[int] | None = None
+) -> list[list[int]]:
     """Rows one after another: in as few micro-batches as hold them, `least` at least, and evenly.
 
+    Args:
+        lengths: of the rows.
+        budget: of a micro-batch.
+        least: micro-batches.
+        prompts: of the rows; those of one prompt stay together where they may, since what they share is computed once.
+
     Returns:
-        The places in `lengths` of each micro-batch's rows; where there are too few, some are empty.
+        The places in `lengths` of each micro-batch's rows, the longest first; where there are too few, some are empty.
     """
     number = max(least, -(-sum(lengths) // budget.tokens))
     if budget.rows is not None:
         number = max(number, -(-len(lengths) // budget.rows))
-    while (found := _spread(lengths, budget, number)) is None:
+    while True:
+        for units in finer(lengths, range(len(lengths)) if prompts is None else prompts):
+            micros = _spread(units, lengths, budget, number)
+            if micros is not None:
+                return [sorted(micro, key=lambda place: (-lengths[place], place)) for micro in micros]
         number += 1
-    return found
 
 
-def _spread(lengths: Sequence[int], budget: Budget, number: int) -> list[list[int]] | None:
-    """The longest first, each to the emptiest of `number` bins with a place left; None where one holds too much."""
+def _spread(
+    units: Sequence[Sequence[int]], lengths: Sequence[int], budget: Budget, number: int
+) -> list[list[int]] | None:
+    """Each unit to the emptiest of `number` bins with places left; None where one holds too much."""
     micros: list[list[int]] = [[] for _ in range(number)]
     sums = [0] * number
-    for place in sorted(range(len(lengths)), key=lambda place: (-lengths[place], place)):
-        free = [index for index in range(number) if budget.rows is None or len(micros[index]) < budget.rows]
+    for unit in units:
+        free = [
+            index for index in range(number) if budget.rows is None or len(micros[index]) + len(unit) <= budget.rows
+        ]
+        if not free:
+            return None
         index = min(free, key=lambda index: sums[index])
-        micros[index].append(place)
-        sums[index] += lengths[place]
+        micros[index] += unit
+        sums[index] += sum(lengths[place] for place in unit)
         if not budget.fits(len(micros[index]), sums[index]):
             return None
     return micros
@@ -103,8 +122,8 @@ class Layout:
         """
         # Their order on disk, or on the way from another rank, changes nothing.
         busy = sorted((row for row in rows if row.loss_mask.any()), key=lambda row: (row.prompt_index, row.sample))
-        lengths = [len(row) for row in busy]
-        lay_out, number = bins if self.packed else sorted_by_length, 1
+        lengths, number = [len(row) for row in busy], 1
+        lay_out = partial(bins, prompts=[row.prompt_index for row in busy]) if self.packed else sorted_by_length
         micros = lay_out(lengths, self.budget)
         # What one rank needs, all take; more bins hold what fewer did, but nothing proves that they need not be more yet.
         while (most := max(from_all_ranks([len(micros)]))) > number:

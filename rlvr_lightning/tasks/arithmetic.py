@@ -134,3 +134,34 @@ class Arithmetic:
     def _problem(chain: Chain) -> Problem:
         message = {"role": "user", "content": chain.expression}
         return Problem(id=chain.expression, messages=(message,), answer=str(chain.solve()[1]))
+
+
+@dataclass(frozen=True)
+class NoisyChains:
+    """Worked chains whose steps are wrong now and then.
+
+    The skill is there and the sampling is noisy: that is what reinforcement learning can mend, and what merely stopping early is not.
+
+    Args:
+        error_rate: probability that a step's result is wrong (by one, by two or by ten); the error is carried on. In [0, 1).
+
+    Raises:
+        ConfigError: it is no such probability.
+    """
+
+    error_rate: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.error_rate < 1:
+            raise ConfigError(f"NoisyChains.error_rate must be in [0, 1); got {self.error_rate}")
+
+    def __call__(self, task: object, rng: random.Random) -> tuple[str, str]:
+        """A chain and its worked solution."""
+        if not isinstance(task, Arithmetic):
+            raise ConfigError("pretrain=arithmetic shows chains of numbers: it needs task=arithmetic")
+        chain = task.draw_train(rng)
+        worked, _ = chain.solve(lambda result: self._falsify(result, rng))
+        return chain.expression, worked
+
+    def _falsify(self, result: int, rng: random.Random) -> int:
+        return result + rng.choice((-10, -2, -1, 1, 2, 10)) if rng.random() < self.error_rate else result

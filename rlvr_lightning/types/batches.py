@@ -58,6 +58,8 @@ class TokenBatch:
         input_ids: prompt and response tokens, from the first column on.
         loss_mask: tokens that carry weight; all False in a batch that only keeps a rank in step with the others.
         segments: in a packed batch, which response a token belongs to, from 0; None where a row is one response.
+        twins: in a packed batch, for each column one with the same token and the same ones before it in its response, which
+            may be itself: its states serve both. None where too few are alike.
     """
 
     input_ids: Int[Tensor, "B L"]
@@ -69,6 +71,7 @@ class TokenBatch:
     ref_logprobs: Float[Tensor, "B T"] | None = None
     old_statistics: dict[str, Shaped[Tensor, "B T ..."]] = field(default_factory=dict)
     segments: Int[Tensor, "B T"] | None = None
+    twins: Int[Tensor, " L"] | None = None
 
     @property
     def targets(self) -> Int[Tensor, "B T"]:

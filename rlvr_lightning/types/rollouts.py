@@ -31,6 +31,21 @@ class Problem:
 
 
 @dataclass(frozen=True)
+class Probe:
+    """What is watched of the policy while it learns: how probable a token is at some place of a response.
+
+    Args:
+        name: what it is logged under.
+        prefix: of the response, what stands before the token.
+        token: a text of exactly one token.
+    """
+
+    name: str
+    prefix: str
+    token: str
+
+
+@dataclass(frozen=True)
 class Prompt:
     """A problem as the model sees it.
 

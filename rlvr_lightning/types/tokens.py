@@ -10,8 +10,8 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 When = Literal["rollout", "update"]
-# Forward passes: of the policy at the start of an off-policy update, of the current one then, of both at once.
-Pass = Literal["rollout", "update", "on_policy"]
+# Forward passes: of the policy at the start of an off-policy update, of the current one then, of both at once; of the frozen reference.
+Pass = Literal["rollout", "update", "on_policy", "reference"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class TokenStats:
         rollout_logprobs: under the policy the engine sampled from [nats].
         ref_logprobs: under the frozen reference [nats], or None when nobody requires them.
         statistics: values per token named by the components' `requires`, under the current policy.
-        old_statistics: the same under the policy at the start of the update.
+        old_statistics: the same under the policy at the start of the update; and those of the reference, under names of their own.
         noise: a uniform random number in [0, 1) for each token, or None.
         segments: in a packed batch, which response of its row a token belongs to (`objective/responses.py` reduces over it).
     """

@@ -90,7 +90,7 @@ def test_as_many_ranks_get_their_own_and_others_share_all_out(tmp_path: Path) ->
         shares = [load_buffer(tmp_path, 4, rank, ranks)[0] for rank in range(ranks)]
         for step in (0, 1):
             everything = sorted((r for part in parts for r in part[step]), key=lambda r: (r.prompt_index, r.sample))
-            owners = assign([len(r) for r in everything], ranks)
+            owners = assign([len(r) for r in everything], ranks, [r.prompt_index for r in everything])
             for rank in range(ranks):
                 expected = [r for r, owner in zip(everything, owners, strict=True) if owner == rank]
                 found = sorted(shares[rank][step], key=lambda r: (r.prompt_index, r.sample))

@@ -12,12 +12,17 @@ from training import fit, weights
 
 from rlvr_lightning.config.components import model_source
 from rlvr_lightning.config.compose import compose
-from rlvr_lightning.models.policy import Policy, positions
+from rlvr_lightning.models.packing import Packing
+from rlvr_lightning.models.policy import Policy
 from rlvr_lightning.objective.statistics import Entropy
 from rlvr_lightning.rollout.batching import collate, scored_rows
-from rlvr_lightning.types import Row
+from rlvr_lightning.types import Row, TokenBatch
 
 PROMPTS, RESPONSES = (3, 5, 2, 4, 1, 5), (7, 1, 4, 6, 2, 7)
+
+
+def positions(batch: TokenBatch) -> list[list[int]]:
+    return Packing.of(batch, shares=False).positions(batch.input_ids).tolist()
 
 
 def rows() -> list[Row]:
@@ -36,10 +41,10 @@ def rows() -> list[Row]:
 def test_positions_begin_anew_with_each_response() -> None:
     held = rows()
     packed = collate([held[1], held[4], held[0]], 0, packed=True)
-    assert positions(packed).tolist() == [[*range(6), *range(3), *range(10)]]
+    assert positions(packed) == [[*range(6), *range(3), *range(10)]]
     assert packed.loss_mask.sum() == 1 + 2 + 7
     padded = collate([held[4], held[1]], 0, packed=False)
-    assert positions(padded).tolist() == [[*range(6)], [*range(6)]]
+    assert positions(padded) == [[*range(6)], [*range(6)]]
 
 
 def test_statistics_and_gradients_are_those_of_each_response_alone() -> None:

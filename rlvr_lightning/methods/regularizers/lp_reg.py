@@ -15,7 +15,8 @@ from torch import Tensor
 from rlvr_lightning.errors import ConfigError
 from rlvr_lightning.methods.constraints.kl import ESTIMATORS, MAX_KL, KLKind, kl_estimate, ratio
 from rlvr_lightning.methods.regularizers.noise_filter import Filter, Threshold
-from rlvr_lightning.methods.regularizers.proxy import ProxyKL, ProxyLogprob
+from rlvr_lightning.methods.regularizers.proxy import ProxyLogprob
+from rlvr_lightning.methods.regularizers.proxy_kl import ProxyKL
 from rlvr_lightning.protocols import Regularizer, StepContext, VocabStatistic
 from rlvr_lightning.types import TokenStats, TokenTerm, When
 
@@ -25,8 +26,7 @@ class LpReg(Regularizer):
 
     Args:
         quantile: rho, the share of tokens that count as improbable; in (0, 1).
-        threshold: kappa; in (0, 1).
-        threshold_kind: `relative` to the largest probability (min-p) or `absolute`.
+        threshold, threshold_kind: kappa, in (0, 1), `relative` to the largest probability (min-p) or `absolute`.
         coef: beta; at least 0.
         kl_estimator: of the `reference` variant, from the sampled token; the paper's KL is over the whole vocabulary.
         variant: `paper`: the lowest rho of all response tokens of the step, then A < 0; full-vocabulary KL.

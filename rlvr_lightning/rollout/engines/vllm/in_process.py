@@ -18,6 +18,7 @@ from torch import Tensor
 from rlvr_lightning.errors import ConfigError, RolloutError
 from rlvr_lightning.rollout.engines.dtypes import EngineDtype, check_dtype, engine_dtype
 from rlvr_lightning.rollout.engines.vllm import adapters as beside
+from rlvr_lightning.rollout.engines.vllm.cpu_cache import cache_bytes
 from rlvr_lightning.rollout.engines.vllm.groups import RankGroup, launched
 from rlvr_lightning.rollout.engines.vllm.installed import check_vllm
 from rlvr_lightning.rollout.engines.vllm.requests import chosen_logprobs, engine_options, generation, sampling_params
@@ -36,7 +37,7 @@ class VLLMEngine(beside.Offered):
         gpu_memory_utilization: share of the device's memory vLLM may take; the trainer needs the rest.
         max_num_seqs: responses drawn at a time.
         enforce_eager: skip graph capture: a faster start, slower decoding on a GPU. On the CPU it is always on.
-        cpu_kv_cache_gb: key-value cache on the CPU [GiB].
+        cpu_kv_cache_gb: key-value cache on the CPU at most [GiB]; less where `max_num_seqs` responses of full length fill less.
         tensor_parallel: ranks that share an engine, neighbours on one machine; each has one of its own with 1.
         sleep: give a GPU's memory back while nothing is drawn, weights included, which come anew with the next policy.
         dtype: of the weights sampled from; `auto` is what the trainer computes in.
@@ -85,13 +86,16 @@ class VLLMEngine(beside.Offered):
         self._group = RankGroup.of(self.tensor_parallel)
         on_cpu = device.type == "cpu"
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(self.cpu_kv_cache_gb))
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         offered = self._offered
         obstacle = "" if offered is None else self.declined(device) or beside.obstacle(offered, source)
         with launched(device), _own_threads():
             from vllm import LLM
+            from vllm.platforms import current_platform
 
+            if on_cpu:
+                # Compiling the few operations of its sampler takes longer than they do in most runs here.
+                current_platform.simple_compile_backend = "eager"
             self._llm = LLM(
                 model=source.folder,
                 dtype=str(self._cast).removeprefix("torch."),
@@ -105,12 +109,16 @@ class VLLMEngine(beside.Offered):
                 worker_extension_cls=EXTENSION,
                 # Ranks that share an engine draw the same random numbers, others their own.
                 seed=self._group.number,
+                kv_cache_memory_bytes=self._cache(source, max_length) if on_cpu else None,
                 **engine_options(max_length, on_cpu=on_cpu),
                 **(beside.options(offered) if offered is not None and not obstacle else {}),
             )
         if offered is not None and not obstacle:
             (obstacle,) = self._llm.collective_rpc("rlvr_adapter_obstacle", args=(offered.rank, list(offered.targets)))
         self.takes_adapters, self._asleep = beside.settled(offered, obstacle), False
+
+    def _cache(self, source: ModelFolder, max_length: int) -> int:
+        return cache_bytes(source.folder, self.cpu_kv_cache_gb, self.max_num_seqs, max_length, self._cast.itemsize)
 
     @property
     def _sleeps(self) -> bool:

@@ -1,0 +1,96 @@
+"""Figures of a study, in the papers' form: a curve a method with a band over its seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from rlvr_lightning.study.runs import ACCURACY, Ended
+from rlvr_lightning.study.spec import Study
+
+# More lines than these no eye tells apart.
+MOST_LINES = 10
+ENTROPY = "policy/entropy"
+HISTOGRAM = "policy/prob_hist/"
+# Of the logged steps, the first and the last share that histograms are means over.
+EARLY = 0.1
+
+
+def draw_figures(study: Study, runs: Sequence[Ended], folder: Path) -> list[Path]:
+    """Curves (accuracy, probe, entropy) and histograms of how probable sampled tokens were; nothing in them depends on when."""
+    panels = [("avg@k on held-out problems", ACCURACY, "linear"), ("entropy [nats]", ENTROPY, "linear")]
+    if study.probe is not None:
+        panels.insert(1, (f"probability of the {study.probe}", f"val/probe/{study.probe}", "log"))
+    names = [name for name in study.methods if any(run.method == name for run in runs)]
+    made = []
+    for number, start in enumerate(range(0, len(names), MOST_LINES), 1):
+        shown = names[start : start + MOST_LINES]
+        made.append(_curves(study, runs, shown, panels, folder / f"curves_{number}.png"))
+    if any(name.startswith(HISTOGRAM) for run in runs for name in run.series):
+        made.append(_histograms(study, runs, names[:MOST_LINES], folder / "probabilities.png"))
+    return made
+
+
+def _curves(
+    study: Study, runs: Sequence[Ended], methods: Sequence[str], panels: Sequence[tuple[str, str, str]], path: Path
+) -> Path:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.2 * len(panels), 4.4), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, (title, series, scale) in zip(axes, panels, strict=True):
+        for place, method in enumerate(methods):
+            curves = [run.series[series] for run in runs if run.method == method and series in run.series]
+            if not curves:
+                continue
+            steps = sorted(set.intersection(*(set(dict(points)) for points in curves)))
+            values = np.array([[dict(points)[step] for step in steps] for points in curves])
+            low, middle, high = np.quantile(values, [0.25, 0.5, 0.75], axis=0)
+            color = f"C{place}"
+            axis.plot(steps, middle, color=color, label=f"{study.title_of(method)} ({len(curves)})", linewidth=1.4)
+            axis.fill_between(steps, low, high, color=color, alpha=0.15, linewidth=0)
+        axis.set(title=title, xlabel="optimizer step")
+        if scale == "log":
+            axis.set_yscale("log", nonpositive="mask")
+        axis.grid(alpha=0.3)
+    axes[0].legend(fontsize="x-small")
+    return _save(figure, path)
+
+
+def _histograms(study: Study, runs: Sequence[Ended], methods: Sequence[str], path: Path) -> Path:
+    from matplotlib.figure import Figure
+
+    lowers = sorted(
+        {float(name[len(HISTOGRAM) :]) for run in runs for name in run.series if name.startswith(HISTOGRAM)}
+    )
+    figure = Figure(figsize=(10.4, 4.4), layout="constrained")
+    for axis, title in zip(figure.subplots(1, 2), ("early", "late"), strict=True):
+        for place, method in enumerate(methods):
+            shares = [_share(run, lowers, late=title == "late") for run in runs if run.method == method]
+            heights = np.mean(shares, axis=0)
+            axis.plot(
+                range(len(lowers)), heights, color=f"C{place}", marker="o", markersize=3, label=study.title_of(method)
+            )
+        axis.set(title=f"sampled tokens by probability, {title}", xlabel="probability from", ylabel="share of tokens")
+        axis.set_xticks(range(len(lowers)), [f"{lower:g}" for lower in lowers], rotation=45)
+        axis.set_yscale("log", nonpositive="mask")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize="x-small")
+    return _save(figure, path)
+
+
+def _share(run: Ended, lowers: Sequence[float], *, late: bool) -> list[float]:
+    shares = []
+    for lower in lowers:
+        values = [value for _, value in run.series.get(f"{HISTOGRAM}{lower:g}", [])]
+        few = max(1, round(EARLY * len(values)))
+        shares.append(float(np.mean(values[-few:] if late else values[:few])) if values else 0.0)
+    return shares
+
+
+def _save(figure: object, path: Path) -> Path:
+    # Without the version of the library that drew it: the same numbers are the same bytes.
+    figure.savefig(path, dpi=110, metadata={"Software": None})  # type: ignore[attr-defined]
+    return path

@@ -1,0 +1,151 @@
+"""What the runs of a study have written, and what it comes to for each method."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from rlvr_lightning.callbacks.outputs import read_series
+from rlvr_lightning.evaluation.statistics.exact import MOST_PAIRS, exact_share, holm, sign_flip_p
+from rlvr_lightning.study.spec import Study
+
+Points = list[tuple[int, float]]
+ACCURACY, ANY = "val/avg_at_k", "val/pass_at_k"
+# A difference is claimed below this, corrected.
+SIGNIFICANCE = 0.05
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A run that came to its end.
+
+    Args:
+        method: its name.
+        seed: of the run.
+        series: everything logged, as (optimizer steps taken, value).
+    """
+
+    method: str
+    seed: int
+    series: Mapping[str, Points]
+
+    def last(self, name: str) -> float | None:
+        """The last value of a series; None where there is none."""
+        points = self.series.get(name)
+        return points[-1][1] if points else None
+
+    @property
+    def accuracy(self) -> float:
+        """avg@k at the end."""
+        return self.series[ACCURACY][-1][1]
+
+    @property
+    def area(self) -> float:
+        """avg@k over the steps, in the mean: the area under its curve over its width (trapezoids)."""
+        points = self.series[ACCURACY]
+        if len(points) == 1:
+            return points[0][1]
+        return sum((right[0] - left[0]) * (left[1] + right[1]) / 2 for left, right in pairwise(points)) / (
+            points[-1][0] - points[0][0]
+        )
+
+
+def read_runs(study: Study, folder: Path) -> list[Ended]:
+    """Every finished run."""
+    return [Ended(job.method, job.seed, read_series(job.folder)) for job in study.jobs(folder) if job.finished]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a method came to.
+
+    Args:
+        method: its name.
+        seeds: of its runs.
+        accuracy, spread: mean avg@k at the end, and its standard deviation over the runs (nan for one run).
+        any_right: mean pass@k at the end.
+        area: mean of avg@k over the steps.
+        escaped: runs whose last avg@k is above the study's `success`.
+        share: the interval of their probability (95 %, Clopper and Pearson).
+        probe: median of the probe at the end, or None.
+    """
+
+    method: str
+    seeds: Sequence[int]
+    accuracy: float
+    spread: float
+    any_right: float
+    area: float
+    escaped: int
+    share: tuple[float, float]
+    probe: float | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A method against the baseline, over equal seeds.
+
+    Args:
+        method: its name.
+        pairs: seeds that both have.
+        difference: of the last avg@k, in the mean.
+        p_value: of the exact randomization test; nan without a pair.
+        corrected: the same, for as many comparisons as there are (Holm).
+    """
+
+    method: str
+    pairs: int
+    difference: float
+    p_value: float
+    corrected: float
+
+    @property
+    def claimed(self) -> bool:
+        """Whether the difference may be called one."""
+        return self.corrected < SIGNIFICANCE
+
+
+def summaries(study: Study, runs: Sequence[Ended]) -> list[Summary]:
+    """Of every method with a finished run, in the study's order."""
+    found = []
+    for method in study.methods:
+        own = sorted((run for run in runs if run.method == method), key=lambda run: run.seed)
+        if not own:
+            continue
+        accuracies = [run.accuracy for run in own]
+        escaped = sum(accuracy > study.success for accuracy in accuracies)
+        probes = [value for run in own if study.probe and (value := run.last(f"val/probe/{study.probe}")) is not None]
+        found.append(
+            Summary(
+                method,
+                [run.seed for run in own],
+                statistics.fmean(accuracies),
+                statistics.stdev(accuracies) if len(own) > 1 else float("nan"),
+                statistics.fmean(run.series[ANY][-1][1] for run in own),
+                statistics.fmean(run.area for run in own),
+                escaped,
+                exact_share(escaped, len(own)),
+                statistics.median(probes) if probes else None,
+            )
+        )
+    return found
+
+
+def comparisons(study: Study, runs: Sequence[Ended]) -> list[Comparison]:
+    """Every other method against the baseline, over the seeds both have."""
+    ends = {(run.method, run.seed): run.accuracy for run in runs}
+    differences: dict[str, list[float]] = {}
+    for method in study.methods:
+        seeds = [seed for name, seed in ends if name == method and (study.baseline, seed) in ends]
+        if method != study.baseline and seeds:
+            paired = [ends[method, seed] - ends[study.baseline, seed] for seed in sorted(seeds)[:MOST_PAIRS]]
+            differences[method] = paired
+    p_values = {method: sign_flip_p(paired) for method, paired in differences.items()}
+    corrected = holm(p_values)
+    return [
+        Comparison(method, len(paired), statistics.fmean(paired), p_values[method], corrected[method])
+        for method, paired in differences.items()
+    ]

@@ -1,0 +1,195 @@
+"""Studies: which runs there are, what they come to, and that a kill costs nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+from studies import STUDY, put
+
+from rlvr_lightning.cli.study import study
+from rlvr_lightning.errors import ConfigError, DataError
+from rlvr_lightning.study.runs import Ended, comparisons, read_runs, summaries
+from rlvr_lightning.study.spec import FINISHED, Method, Study
+
+METHODS = {"a": Method(["conf=grpo"]), "b": Method(["conf=archer", "optim.lr=1"], [3, 1], "B")}
+
+
+def spec(**changes: object) -> Study:
+    return Study(**{"name": "s", "question": "?", "methods": METHODS, "baseline": "a", "seeds": [1, 2, 3], **changes})  # type: ignore[arg-type]
+
+
+def test_runs_are_methods_times_seeds(tmp_path: Path) -> None:
+    jobs = spec(overrides=["x=1"]).jobs(tmp_path)
+    assert [(job.method, job.seed) for job in jobs] == [("a", 1), ("b", 3), ("a", 2), ("b", 1), ("a", 3)]
+    assert jobs[1].overrides == ("conf=archer", "optim.lr=1", "x=1", "seed=3")
+    assert jobs[1].folder == tmp_path / "runs" / "b" / "seed_3"
+    assert not jobs[1].finished
+    jobs[1].folder.mkdir(parents=True)
+    (jobs[1].folder / FINISHED).write_text("{}")
+    assert [job.finished for job in jobs] == [False, True, False, False, False]
+    assert (spec().title_of("a"), spec().title_of("b")) == ("a", "B")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"baseline": "c"}, "study.baseline=c is none of its methods"),
+        ({"seeds": []}, "study.methods.a: seeds must be there, each once"),
+        ({"seeds": [1, 1]}, r"each once; got \[1, 1\]"),
+    ],
+)
+def test_a_study_that_cannot_be_is_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        spec(**changes)
+
+
+def test_a_key_that_is_none_is_told() -> None:
+    settings = OmegaConf.to_container(OmegaConf.create(STUDY))
+    assert isinstance(settings, dict)
+    assert Study.of(settings).seeds_of("bonus") == [1]
+    with pytest.raises(ConfigError, match="study: .*unexpected keyword argument 'seed'"):
+        Study.of({**settings, "seed": 1})
+
+
+def ended(method: str, seed: int, *accuracies: float, probe: float | None = None) -> Ended:
+    points = [(10 * (place + 1), value) for place, value in enumerate(accuracies)]
+    series = {"val/avg_at_k": points, "val/pass_at_k": [(step, min(1.0, value + 0.1)) for step, value in points]}
+    return Ended(method, seed, series if probe is None else {**series, "val/probe/p": [(10, 1.0), (20, probe)]})
+
+
+def test_a_method_is_summed_up_by_hand() -> None:
+    runs = [
+        ended("a", 1, 0.4, 0.8, 0.6, probe=0.2),
+        ended("a", 2, 0.4, 0.4, 0.2, probe=0.4),
+        ended("a", 3, 0.5, 0.5, 0.5),
+    ]
+    (found,) = summaries(spec(probe="p"), runs)
+    assert found.seeds == [1, 2, 3]
+    assert found.accuracy == pytest.approx(1.3 / 3)
+    assert found.spread == pytest.approx(
+        ((0.6 - 1.3 / 3) ** 2 + (0.2 - 1.3 / 3) ** 2 + (0.5 - 1.3 / 3) ** 2) ** 0.5 / 2**0.5
+    )
+    assert found.any_right == pytest.approx(1.6 / 3)
+    # Trapezoids: (0.6 + 0.7) / 2, (0.4 + 0.3) / 2, 0.5.
+    assert found.area == pytest.approx((0.65 + 0.35 + 0.5) / 3)
+    # Above one half, not at it.
+    assert found.escaped == 1
+    assert found.share == pytest.approx((0.0084, 0.9057), abs=1e-4)
+    assert found.probe == pytest.approx(0.3)
+    assert summaries(spec(), [ended("b", 1, 0.5)])[0].probe is None
+
+
+def test_methods_are_compared_over_the_seeds_both_have() -> None:
+    runs = [ended("a", seed, 0.1 * seed) for seed in (1, 2, 3)]
+    runs += [ended("b", 1, 0.5), ended("b", 3, 0.4), ended("b", 9, 1.0)]
+    (found,) = comparisons(spec(), runs)
+    assert (found.method, found.pairs) == ("b", 2)
+    assert found.difference == pytest.approx((0.4 + 0.1) / 2)
+    assert found.p_value == found.corrected == 0.5
+    assert not found.claimed
+    many = [ended("a", seed, 0.1) for seed in range(10)] + [ended("b", seed, 0.2 + seed / 100) for seed in range(10)]
+    (found,) = comparisons(spec(), many)
+    assert (found.p_value, found.claimed) == (2 / 1024, True)
+
+
+def command(tmp_path: Path, *more: str) -> list[str]:
+    put(tmp_path / "conf")
+    out = f"output_dir={tmp_path / 'out'}"
+    return [
+        sys.executable,
+        "-m",
+        "rlvr_lightning",
+        "study",
+        "--config-dir",
+        str(tmp_path / "conf"),
+        "conf=small",
+        out,
+        *more,
+    ]
+
+
+@pytest.mark.slow
+def test_a_study_that_is_killed_goes_on_and_its_report_is_the_same_from_the_files(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        command(tmp_path), start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    runs = tmp_path / "out" / "runs"
+    deadline = time.monotonic() + 120
+    while not any(runs.glob("*/*/checkpoints/step_*")):
+        assert time.monotonic() < deadline, "no run has saved anything"
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    before = {path.parent.name for path in runs.glob(f"*/*/{FINISHED}")}
+    assert len(before) < 3
+    again = subprocess.run(command(tmp_path), capture_output=True, text=True, timeout=300, check=False)
+    assert again.returncode == 0, again.stderr
+    assert f"report: {tmp_path / 'out' / 'report.md'}" in again.stdout
+    settings = OmegaConf.to_container(OmegaConf.load(tmp_path / "out" / "study.yaml"))
+    found = read_runs(Study.of(settings), tmp_path / "out")  # type: ignore[arg-type]
+    assert [(run.method, run.seed) for run in found] == [("grpo", 0), ("bonus", 1), ("grpo", 1)]
+    for run in found:
+        assert [step for step, _ in run.series["val/avg_at_k"]] == [1, 2, 3, 4]
+    # Nothing is left to do, and the report is made of the files alone.
+    made = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir() if path.is_file()}
+    assert {"report.md", "report.html", "curves_1.png", "study.yaml"} <= set(made)
+    for name in ("report.md", "report.html", "curves_1.png"):
+        (tmp_path / "out" / name).unlink()
+    assert study([f"report={tmp_path / 'out'}"]) == 0
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir() if path.is_file()} == made
+    assert "| GRPO | 2 |" in made["report.md"].decode()
+    # A run of a study is that of the same command by hand.
+    alone = [
+        sys.executable, "-m", "rlvr_lightning", "fit", "conf=[entropy_bonus,sparks]", "regularizer.entropy_bonus.coef=0.1",
+        *settings["overrides"], "seed=1", f"output_dir={tmp_path / 'alone'}",  # type: ignore[call-overload, index]
+    ]  # fmt: skip
+    subprocess.run(alone, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    folders = (tmp_path / "alone", runs / "bonus" / "seed_1")
+    tables = [(path / "logs" / "metrics.csv").read_text().splitlines() for path in folders]
+    columns = tables[0][0].split(",")
+    assert columns == tables[1][0].split(",")
+    timed = {place for place, name in enumerate(columns) if name.startswith("perf/") or name.endswith("_s")}
+    for one, other in zip(*tables, strict=True):
+        kept = [[cell for place, cell in enumerate(line.split(",")) if place not in timed] for line in (one, other)]
+        assert kept[0] == kept[1]
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_is_told_and_the_others_go_on(tmp_path: Path) -> None:
+    text = STUDY.replace("seeds: [0, 1]", "seeds: [0]").replace(
+        "regularizer.entropy_bonus.coef=0.1", "regularizer.entropy_bonus.coef=-1"
+    )
+    put(tmp_path / "conf", text)
+    line = command(tmp_path)
+    put(tmp_path / "conf", text)
+    ended = subprocess.run(line, capture_output=True, text=True, timeout=300, check=False)
+    assert ended.returncode == 2
+    assert "failed: bonus, seed 1: EntropyBonus.coef must be at least 0; got -1" in ended.stderr
+    assert (tmp_path / "out" / "runs" / "grpo" / "seed_0" / FINISHED).exists()
+    assert "1 more are not finished" in (tmp_path / "out" / "report.md").read_text()
+    # The same folder for something else.
+    put(tmp_path / "conf", STUDY.replace("coef=0.1", "coef=0.2"))
+    ended = subprocess.run(line, capture_output=True, text=True, timeout=300, check=False)
+    assert ended.returncode == 2
+    assert "holds a study with other settings (method bonus): choose another folder" in ended.stderr
+
+
+def test_what_is_no_study_is_told_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="study needs conf=NAME"):
+        study([])
+    with pytest.raises(ConfigError, match="there is no study=spark"):
+        study(["conf=spark"])
+    with pytest.raises(ConfigError, match="study has no option --force"):
+        study(["conf=spark", "--force"])
+    with pytest.raises(DataError, match="there is no study.yaml"):
+        study([f"report={tmp_path}"])
+    (tmp_path / "study.yaml").write_text(STUDY)
+    with pytest.raises(DataError, match="has no finished run"):
+        study([f"report={tmp_path}"])
