@@ -95,9 +95,8 @@ class BAPO(ConstraintPolicy):
     def _search(self, positive: Sequence[float], negative: Sequence[float]) -> tuple[int, int]:
         """Places of the first lower and upper bound on the way that suffice, or of the last."""
         ups = range(len(positive))
-        way = (
-            [(0, up) for up in ups] + [(1, ups[-1])] if self.variant == "paper" else [(0, 0)] + [(1, up) for up in ups]
-        )
+        upper_first, lower_first = [*((0, up) for up in ups), (1, ups[-1])], [(0, 0), *((1, up) for up in ups)]
+        way = upper_first if self.variant == "paper" else lower_first
         enough = (place for place in way if self._measure(positive[place[1]], negative[place[0]]) >= self.target)
         return next(enough, way[-1])
 
