@@ -76,9 +76,7 @@ def _row(way: str, vocabulary: int, tokens: int, one: Measured, plain: Measured 
     return [way, *sizes, f"{one.median:.2f}", ratios[0], f"{one.memory / 1e6:.0f}", ratios[1]]
 
 
-def ours(
-    hidden: Tensor, ids: Tensor, head: nn.Linear, weights: Tensor, wanted: tuple[VocabStatistic, ...]
-) -> Tensor:
+def ours(hidden: Tensor, ids: Tensor, head: nn.Linear, weights: Tensor, wanted: tuple[VocabStatistic, ...]) -> Tensor:
     """Chunk by chunk; the loss's gradient is foreseen as in training, where a token's terms are its own."""
     mask = torch.ones(1, len(ids), dtype=torch.bool)
     chosen = (torch.arange(len(ids)) % round(1 / CHOSEN) == 0).unsqueeze(0)

@@ -11,7 +11,8 @@ from benchmarks.turns import Worker, take_turns
 from rlvr_lightning.config.compose import config_dir
 
 NOTE = """4 prompts, 8 responses each, 64 tokens a response, on-policy, one micro-batch; the same random responses for all, so
-that the step is what follows the sampling. A method with a reference policy (a KL term) pays a forward pass of it."""
+that the step is what follows the sampling. A method with a reference policy (a KL term) pays a forward pass of it. Where a
+weight of every token depends on the whole step (OPEFO, STEER) the gradient cannot be foreseen, and the logits are made again."""
 # Processes at a time, beside GRPO's.
 TOGETHER = 4
 

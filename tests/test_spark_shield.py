@@ -126,8 +126,13 @@ def test_a_regularizer_at_some_places_alone(tokens: int) -> None:
 
 
 def test_some_places_of_nothing_are_refused() -> None:
-    for settings, message in (({"where": "last"}, "OnlyPlaces.where must be one of first, rest"), ({"tokens": 0}, "tokens must be at least 1")):
+    for settings, message in (
+        ({"where": "last"}, "OnlyPlaces.where must be one of first, rest"),
+        ({"tokens": 0}, "tokens must be at least 1"),
+    ):
         with pytest.raises(ConfigError, match=message):
             OnlyPlaces(LpReg(), **settings)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="OnlyPlaces needs a regularizer that chooses tokens; EntropyBonus acts on all of them"):
+    with pytest.raises(
+        ConfigError, match="OnlyPlaces needs a regularizer that chooses tokens; EntropyBonus acts on all of them"
+    ):
         OnlyPlaces(EntropyBonus())

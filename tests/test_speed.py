@@ -100,3 +100,13 @@ def test_commands_start(arguments: list[str]) -> None:
     assert _seconds(arguments) > 0
     with pytest.raises(subprocess.CalledProcessError):
         _seconds([*arguments, "engin=vllm"] if "fit" in arguments else ["--hilfe"])
+
+
+def test_the_page_is_that_of_the_results() -> None:
+    from benchmarks.__main__ import BENCHMARKS
+
+    found = page.results(list(BENCHMARKS))
+    assert found
+    assert (page.DOCS / "benchmarks.md").read_text() == page.render(found)
+    for one in found:
+        assert (page.DOCS / f"benchmarks_{one.table.name}.png").exists() == (one.table.plot is not None)

@@ -23,16 +23,19 @@ def test_every_run_of_a_study_can_be_composed(file: Path) -> None:
     assert study.name == file.stem
     seen = {}
     for method in study.methods:
-        (job,) = (job for job in study.jobs(Path("out")) if (job.method, job.seed) == (method, study.seeds_of(method)[0]))
+        (job,) = (
+            job for job in study.jobs(Path("out")) if (job.method, job.seed) == (method, study.seeds_of(method)[0])
+        )
         cfg = compose(job.overrides)
         check_kinds(cfg)
         check_least(cfg)
         build_module(cfg, model_source(cfg))
         assert cfg.seed == job.seed
-        seen[method] = OmegaConf.to_yaml(OmegaConf.masked_copy(cfg, [key for key in cfg if key not in ("name", "output_dir")]))
+        seen[method] = OmegaConf.to_yaml(
+            OmegaConf.masked_copy(cfg, [key for key in cfg if key not in ("name", "output_dir")])
+        )
     assert len(set(seen.values())) == len(seen)
     # Nothing is reported of the seeds that settings were chosen on.
     assert not {seed for method in study.methods for seed in study.seeds_of(method)} & set(range(100, 105))
     titles = [study.title_of(method) for method in study.methods]
     assert len(set(titles)) == len(titles)
-

@@ -33,7 +33,9 @@ class OnlyPlaces(Regularizer):
         if tokens < 1:
             raise ConfigError(f"OnlyPlaces.tokens must be at least 1; got {tokens}")
         if type(regularizer).plan is Regularizer.plan:
-            raise ConfigError(f"OnlyPlaces needs a regularizer that chooses tokens; {type(regularizer).__name__} acts on all of them")
+            raise ConfigError(
+                f"OnlyPlaces needs a regularizer that chooses tokens; {type(regularizer).__name__} acts on all of them"
+            )
         self.regularizer, self.where, self.tokens = regularizer, where, tokens
 
     @property
