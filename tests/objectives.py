@@ -37,6 +37,7 @@ from rlvr_lightning.methods.partitioners.top_entropy import TopEntropy
 from rlvr_lightning.methods.regularizers.entropy_bonus import EntropyBonus
 from rlvr_lightning.methods.regularizers.kl_cov import KLCov
 from rlvr_lightning.methods.regularizers.lp_reg import LpReg
+from rlvr_lightning.methods.regularizers.only_places import OnlyPlaces
 from rlvr_lightning.methods.regularizers.spark_shield import SparkShield
 from rlvr_lightning.methods.weightings.entropy_clip import ClipB, ClipV
 from rlvr_lightning.methods.weightings.erc import ERC
@@ -98,6 +99,9 @@ OBJECTIVES: dict[str, Build] = {
         current=SparkShield(0.8, 0.4, "current", "full"),
         old=SparkShield(0.9, 0.3, "old", "k3"),
         reference=SparkShield(0.6, 0.1, "reference", "full"),
+    ),
+    "places": single(
+        CappedRatio(1.2), first=OnlyPlaces(LpReg(0.6, 0.02), "first", 2), rest=OnlyPlaces(KLCov(0.4), "rest", 2)
     ),
     "grpo": single(ClipKL(kl_coef=0.1)),
     "dapo": single(ClipKL(0.2, 0.28)),

@@ -127,13 +127,13 @@ OBJECTIVES: Table = {
             "support": 2,
         },
     ),
-    "regularizer/lp_reg_places": (
-        ("regularizer.lp_reg_places.regularizer.quantile=0.6", "regularizer.lp_reg_places.where=rest"),
+    "regularizer/only_places": (
+        ("regularizer.only_places.regularizer.quantile=0.95", "regularizer.only_places.regularizer.threshold=0.1"),
         {
-            "where": "first",
+            "where": "rest",
             "tokens": 2,
             "regularizer.quantile": 0.3,
-            "regularizer.threshold": 0.3,
+            "regularizer.threshold": 0.6,
             "regularizer.threshold_kind": "absolute",
             "regularizer.coef": 0.5,
             "regularizer.variant": "reference",
@@ -541,7 +541,7 @@ ELSEWHERE = {
         "judges",
     },  # verifiers/test_remote.py
     "verifier/code": {"extract", "reward", "sandbox", "timeout_s", *LIMITS},  # verifiers/code/test_code_verifier.py
-    "regularizer/lp_reg_places": {"regularizer.kl_estimator", "regularizer.temperature"},  # as of lp_reg
+    "regularizer/only_places": {"regularizer.kl_estimator", "regularizer.temperature"},  # as of lp_reg
     "regularizer/lp_reg": {"kl_estimator", "temperature"},  # above, in the reference form
     "constraint/bapo": {"lower_limit"},  # above, where the search comes to it
 }
