@@ -9,10 +9,12 @@ import threading
 import time
 import traceback
 from collections.abc import Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -123,14 +125,20 @@ def _run(found: Study, folder: Path, options: Sequence[str]) -> list[tuple[Job, 
     watcher = threading.Thread(target=_show, args=(jobs, over), daemon=True)
     watcher.start()
     try:
-        return launch(waiting, folder, options, found.threads, run_one)
+        return launch(waiting, folder, options, partial(run_one, threads=found.threads))
     finally:
         over.set()
         watcher.join()
 
 
-def run_one(cfg: DictConfig) -> None:
-    """A run, in whatever process the launcher chose; what it would show goes to a file beside its folder."""
+def run_one(cfg: DictConfig, threads: int) -> None:
+    """A run, in whatever process the launcher chose; what it would show goes to a file beside its folder.
+
+    Args:
+        cfg: as Hydra composed it.
+        threads: that it computes with.
+    """
+    torch.set_num_threads(threads)
     settings = settled(cfg, (), training=True)
     folder, began = Path(settings.output_dir), time.time()
     with written_to(folder.with_name(f"{folder.name}.log")):

@@ -26,19 +26,19 @@ from rlvr_lightning.config.compose import config_dir, experiment_override, expla
 from rlvr_lightning.study.spec import Job
 
 
+def _begun(job: Job) -> bool:
+    """Whether there is a checkpoint to go on from."""
+    return any((job.folder / "checkpoints").glob("step_*"))
+
+
 def _overrides(job: Job) -> list[str]:
     """Of a run that begins, or goes on."""
     place = f"hydra.sweep.subdir={job.folder.relative_to(job.folder.parents[2])}"
-    if any((job.folder / "checkpoints").glob("step_*")):
-        return [place, f"resume='{job.folder}'"]
-    # What a kill before the first checkpoint left is nothing to go on from.
-    if job.folder.exists():
-        shutil.rmtree(job.folder)
-    return [place, *map(experiment_override, job.overrides)]
+    return [place, *([f"resume='{job.folder}'"] if _begun(job) else map(experiment_override, job.overrides))]
 
 
 def launch(
-    jobs: Sequence[Job], folder: Path, options: Sequence[str], threads: int, run: Callable[[DictConfig], None]
+    jobs: Sequence[Job], folder: Path, options: Sequence[str], run: Callable[[DictConfig], None]
 ) -> list[tuple[Job, Exception]]:
     """Run them all.
 
@@ -46,15 +46,16 @@ def launch(
         jobs: not yet finished.
         folder: of the study.
         options: Hydra's own overrides, such as `hydra/launcher=joblib`.
-        threads: of each run.
         run: one of them, from its configuration, in whatever process the launcher chooses.
 
     Returns:
         Those that failed, with their errors; the others ran all the same.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    # Processes started from here on take it from their environment, before they import torch.
-    os.environ["OMP_NUM_THREADS"] = str(threads)
+    for job in jobs:
+        # What a kill before the first checkpoint left is nothing to go on from.
+        if job.folder.exists() and not _begun(job):
+            shutil.rmtree(job.folder)
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         hydra = GlobalHydra.instance().hydra

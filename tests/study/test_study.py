@@ -10,10 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 from studies import STUDY, put
 
-from rlvr_lightning.cli.study import study
+from rlvr_lightning.cli.study import run_one, study
 from rlvr_lightning.errors import ConfigError, DataError
 from rlvr_lightning.study.runs import Ended, comparisons, read_runs, summaries
 from rlvr_lightning.study.spec import FINISHED, Method, Study
@@ -179,6 +180,21 @@ def test_a_run_that_fails_is_told_and_the_others_go_on(tmp_path: Path) -> None:
     ended = subprocess.run(line, capture_output=True, text=True, timeout=300, check=False)
     assert ended.returncode == 2
     assert "holds a study with other settings (method bonus): choose another folder" in ended.stderr
+
+
+def test_a_run_computes_with_the_threads_it_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, seen = torch.get_num_threads(), []
+    (tmp_path / "run").mkdir()
+    cfg = OmegaConf.create({"output_dir": str(tmp_path / "run")})
+    monkeypatch.setattr("rlvr_lightning.cli.study.settled", lambda cfg, later, training: cfg)
+    monkeypatch.setattr("rlvr_lightning.cli.study.fit", lambda cfg: seen.append(torch.get_num_threads()))
+    try:
+        for threads in (3, 1):
+            run_one(cfg, threads)
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [3, 1]
+    assert (tmp_path / "run" / FINISHED).exists()
 
 
 def test_what_is_no_study_is_told_in_one_line(tmp_path: Path) -> None:
