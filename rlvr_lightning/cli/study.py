@@ -104,16 +104,13 @@ def _keep(settings: dict[str, Any], folder: Path) -> None:
 
 def _launcher(options: Sequence[str]) -> list[str]:
     """Hydra's options, with a run a core where nobody says otherwise and the plugin is there."""
-    if (
-        any(item.startswith("hydra/launcher=") for item in options)
-        or find_spec("hydra_plugins.hydra_joblib_launcher") is None
-    ):
+    plugins = find_spec("hydra_plugins") is not None
+    joblib = plugins and find_spec("hydra_plugins.hydra_joblib_launcher") is not None
+    if any(item.startswith("hydra/launcher=") for item in options) or not joblib:
         return list(options)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    jobs = (
-        [] if any(item.startswith("hydra.launcher.n_jobs=") for item in options) else [f"hydra.launcher.n_jobs={cores}"]
-    )
-    return ["hydra/launcher=joblib", *jobs, *options]
+    # What is said later goes before.
+    return ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={cores}", *options]
 
 
 def _run(found: Study, folder: Path, options: Sequence[str]) -> list[tuple[Job, Exception]]:
@@ -162,7 +159,8 @@ def _show(jobs: Sequence[Job], over: threading.Event) -> None:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    # A screen of its own: a run in this process sends what it shows to its file.
+    with os.fdopen(os.dup(2), "w") as screen, Progress(*columns, console=Console(file=screen)) as progress:
         bar = progress.add_task("runs", total=len(jobs), completed=sum(job.finished for job in jobs))
         while not over.wait(LOOK):
             progress.update(bar, completed=sum(job.finished for job in jobs))

@@ -14,7 +14,7 @@ import torch
 from omegaconf import OmegaConf
 from studies import STUDY, put
 
-from rlvr_lightning.cli.study import run_one, study
+from rlvr_lightning.cli.study import _launcher, run_one, study
 from rlvr_lightning.errors import ConfigError, DataError
 from rlvr_lightning.study.runs import Ended, comparisons, read_runs, summaries
 from rlvr_lightning.study.spec import FINISHED, Method, Study
@@ -167,11 +167,14 @@ def test_a_run_that_fails_is_told_and_the_others_go_on(tmp_path: Path) -> None:
     text = STUDY.replace("seeds: [0, 1]", "seeds: [0]").replace(
         "regularizer.entropy_bonus.coef=0.1", "regularizer.entropy_bonus.coef=-1"
     )
-    put(tmp_path / "conf", text)
-    line = command(tmp_path)
+    # In this process, one after another, as where no launcher is installed.
+    line = command(tmp_path, "hydra/launcher=basic")
     put(tmp_path / "conf", text)
     ended = subprocess.run(line, capture_output=True, text=True, timeout=300, check=False)
     assert ended.returncode == 2
+    assert "1/2" in ended.stderr
+    assert "error" not in (tmp_path / "out" / "runs" / "grpo" / "seed_0.log").read_text().lower()
+    assert "held-out" in (tmp_path / "out" / "runs" / "grpo" / "seed_0.log").read_text()
     assert "failed: bonus, seed 1: EntropyBonus.coef must be at least 0; got -1" in ended.stderr
     assert (tmp_path / "out" / "runs" / "grpo" / "seed_0" / FINISHED).exists()
     assert "1 more are not finished" in (tmp_path / "out" / "report.md").read_text()
@@ -195,6 +198,20 @@ def test_a_run_computes_with_the_threads_it_is_given(tmp_path: Path, monkeypatch
         torch.set_num_threads(before)
     assert seen == [3, 1]
     assert (tmp_path / "run" / FINISHED).exists()
+
+
+def test_without_the_plugin_runs_come_one_after_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _launcher(["hydra.launcher.n_jobs=3"])[-1] == "hydra.launcher.n_jobs=3"
+    assert _launcher([])[0] == "hydra/launcher=joblib"
+    assert _launcher(["hydra/launcher=basic"]) == ["hydra/launcher=basic"]
+
+    def absent(name: str) -> None:
+        # As importlib's own: whoever asks for a module of a package that is not there gets an error.
+        if "." in name:
+            raise ModuleNotFoundError(name)
+
+    monkeypatch.setattr("rlvr_lightning.cli.study.find_spec", absent)
+    assert _launcher([]) == []
 
 
 def test_what_is_no_study_is_told_in_one_line(tmp_path: Path) -> None:
