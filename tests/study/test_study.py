@@ -163,12 +163,13 @@ def test_a_study_that_is_killed_goes_on_and_its_report_is_the_same_from_the_file
 
 
 @pytest.mark.slow
-def test_a_run_that_fails_is_told_and_the_others_go_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("launcher", ["basic", "submitit_local"])
+def test_a_run_that_fails_is_told_and_the_others_go_on(launcher: str, tmp_path: Path) -> None:
     text = STUDY.replace("seeds: [0, 1]", "seeds: [0]").replace(
         "regularizer.entropy_bonus.coef=0.1", "regularizer.entropy_bonus.coef=-1"
     )
-    # In this process, one after another, as where no launcher is installed.
-    line = command(tmp_path, "hydra/launcher=basic")
+    # In this process, one after another, as where no launcher is installed; or as a cluster's, on this machine.
+    line = command(tmp_path, f"hydra/launcher={launcher}")
     put(tmp_path / "conf", text)
     ended = subprocess.run(line, capture_output=True, text=True, timeout=300, check=False)
     assert ended.returncode == 2
