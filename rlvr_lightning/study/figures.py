@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from rlvr_lightning.study.runs import ACCURACY, Ended
+from rlvr_lightning.study.pulls import FORCE
+from rlvr_lightning.study.runs import ACCURACY, Ended, Points
 from rlvr_lightning.study.spec import Study
 
 # More lines than these no eye tells apart.
@@ -19,16 +20,22 @@ EARLY = 0.1
 
 
 def draw_figures(study: Study, runs: Sequence[Ended], folder: Path) -> list[Path]:
-    """Curves (accuracy, probe, entropy) and histograms of how probable sampled tokens were; nothing in them depends on when."""
+    """Curves (accuracy, probe, entropy), forces, and histograms of how probable sampled tokens were; nothing in them depends on when."""
     panels = [("avg@k on held-out problems", ACCURACY, "linear"), ("entropy [nats]", ENTROPY, "linear")]
     if study.probe is not None:
         panels.insert(1, (f"probability of the {study.probe}", f"val/probe/{study.probe}", "log"))
     names = [name for name in study.methods if any(run.method == name for run in runs)]
     made = []
+    if study.shown:
+        made.append(_curves(study, runs, study.shown, panels, folder / "shown.png"))
     for number, start in enumerate(range(0, len(names), MOST_LINES), 1):
         shown = names[start : start + MOST_LINES]
         made.append(_curves(study, runs, shown, panels, folder / f"curves_{number}.png"))
-    if any(name.startswith(HISTOGRAM) for run in runs for name in run.series):
+    pulling = [name for name in names if any(run.method == name and run.beginning(FORCE) for run in runs)]
+    if pulling:
+        panel = ("a regularizer's pull over the policy gradient's", FORCE, "log")
+        made.append(_curves(study, runs, pulling[:MOST_LINES], [panel], folder / "forces.png"))
+    if any(run.beginning(HISTOGRAM) for run in runs):
         made.append(_histograms(study, runs, names[:MOST_LINES], folder / "probabilities.png"))
     return made
 
@@ -42,7 +49,7 @@ def _curves(
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axis, (title, series, scale) in zip(axes, panels, strict=True):
         for place, method in enumerate(methods):
-            curves = [run.series[series] for run in runs if run.method == method and series in run.series]
+            curves = [points for run in runs if run.method == method for points in _lines(run, series)]
             if not curves:
                 continue
             steps = sorted(set.intersection(*(set(dict(points)) for points in curves)))
@@ -59,12 +66,17 @@ def _curves(
     return _save(figure, path)
 
 
+def _lines(run: Ended, series: str) -> list[Points]:
+    """The series of that name; of all below it, where it ends in a slash."""
+    if series.endswith("/"):
+        return list(run.beginning(series).values())
+    return [run.series[series]] if series in run.series else []
+
+
 def _histograms(study: Study, runs: Sequence[Ended], methods: Sequence[str], path: Path) -> Path:
     from matplotlib.figure import Figure
 
-    lowers = sorted(
-        {float(name[len(HISTOGRAM) :]) for run in runs for name in run.series if name.startswith(HISTOGRAM)}
-    )
+    lowers = sorted({float(name) for run in runs for name in run.beginning(HISTOGRAM)})
     figure = Figure(figsize=(10.4, 4.4), layout="constrained")
     for axis, title in zip(figure.subplots(1, 2), ("early", "late"), strict=True):
         for place, method in enumerate(methods):

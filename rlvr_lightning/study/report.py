@@ -10,11 +10,20 @@ from pathlib import Path
 from rlvr_lightning.errors import DataError
 from rlvr_lightning.rollout.files import write_whole
 from rlvr_lightning.study.figures import draw_figures
-from rlvr_lightning.study.runs import SIGNIFICANCE, Comparison, Summary, comparisons, read_runs, summaries
+from rlvr_lightning.study.pulls import Pull, pulls
+from rlvr_lightning.study.runs import (
+    SIGNIFICANCE,
+    Comparison,
+    Summary,
+    comparisons,
+    read_runs,
+    summaries,
+)
 from rlvr_lightning.study.spec import Study
 
 Row = Sequence[str]
 METHODS = ("method", "seeds", "avg@k", "s.d.", "pass@k", "area", "escaped", "95 % interval")
+PULLED = ("method", "regularizer", "early", "late", "at the sampled token")
 COMPARED = ("method", "pairs", "difference", "p", "corrected p", "")
 STYLE = (
     "body{font-family:sans-serif;max-width:72em;margin:2em auto;padding:0 1em}table{border-collapse:collapse}"
@@ -33,7 +42,13 @@ def write_report(study: Study, folder: Path) -> Path:
         raise DataError(f"{folder} has no finished run")
     found, compared = summaries(study, runs), comparisons(study, runs)
     figures = draw_figures(study, runs, folder)
-    tables = [_methods(study, found), _compared(study, compared), _settings(study, found)]
+    forces = pulls(study, runs)
+    tables = [
+        _methods(study, found),
+        _compared(study, compared),
+        *([_forces(study, forces)] if forces else []),
+        _settings(study, found),
+    ]
     unfinished = len(study.jobs(folder)) - len(runs)
     texts = [
         _intro(study, len(runs), unfinished),
@@ -80,6 +95,14 @@ def _compared(study: Study, compared: Sequence[Comparison]) -> Table:
         for one in compared
     ]
     return f"Against {study.title_of(study.baseline)}", COMPARED, rows
+
+
+def _forces(study: Study, found: Sequence[Pull]) -> Table:
+    rows = [
+        [study.title_of(one.method), one.regularizer, f"{one.early:.2g}", f"{one.late:.2g}", f"{one.sampled:.2g}"]
+        for one in found
+    ]
+    return "A regularizer's pull at its tokens' logits, over the policy gradient's", PULLED, rows
 
 
 def _settings(study: Study, found: Sequence[Summary]) -> Table:

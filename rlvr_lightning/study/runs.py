@@ -37,6 +37,11 @@ class Ended:
         points = self.series.get(name)
         return points[-1][1] if points else None
 
+    def beginning(self, prefix: str) -> dict[str, Points]:
+        """Series right below a name, by what follows it."""
+        below = {name.removeprefix(prefix): points for name, points in self.series.items() if name.startswith(prefix)}
+        return {rest: points for rest, points in sorted(below.items()) if "/" not in rest}
+
     @property
     def accuracy(self) -> float:
         """avg@k at the end."""

@@ -63,9 +63,10 @@ class Study:
         success: a run has escaped where its last avg@k is above this.
         probe: of the task, shown in the table and over the steps; None for none.
         threads: of a run; results do not depend on the machine's number of cores.
+        shown: methods of a figure of their own, which shows the point; none for no such figure.
 
     Raises:
-        ConfigError: there is no method, no seed, or no such baseline.
+        ConfigError: there is no method, no seed, no such baseline, or no such method to show.
     """
 
     name: str
@@ -77,12 +78,13 @@ class Study:
     success: float = 0.5
     probe: str | None = None
     threads: int = 1
+    shown: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        if self.baseline not in self.methods:
-            raise ConfigError(
-                f"study.baseline={self.baseline} is none of its methods; {nearest(self.baseline, [*self.methods])}"
-            )
+        for key, names in (("baseline", [self.baseline]), ("shown", self.shown)):
+            for name in names:
+                if name not in self.methods:
+                    raise ConfigError(f"study.{key}={name} is none of its methods; {nearest(name, [*self.methods])}")
         for name in self.methods:
             seeds = self.seeds_of(name)
             if not seeds or len(set(seeds)) != len(seeds):

@@ -12,6 +12,7 @@ seeds: [0, 1]
 success: 0.3
 probe: spark
 threads: 1
+shown: [lp_reg]
 overrides:
   - engine=transformers
   - trainer.accelerator=cpu
@@ -19,12 +20,13 @@ overrides:
   - trainer.val_every_n_epochs=1
   - task.num_held_out=8
   - rollout.prompts_per_epoch=2
+  - trainer.forces_every_n_steps=1
 methods:
   grpo:
     title: GRPO
     overrides: ["conf=[grpo,sparks]"]
-  bonus:
-    overrides: ["conf=[entropy_bonus,sparks]", "regularizer.entropy_bonus.coef=0.1"]
+  lp_reg:
+    overrides: ["conf=[lp_reg,sparks]", "regularizer.lp_reg.quantile=0.3"]
     seeds: [1]
 """
 

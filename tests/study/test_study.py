@@ -16,6 +16,7 @@ from studies import STUDY, put
 
 from rlvr_lightning.cli.study import _launcher, run_one, study
 from rlvr_lightning.errors import ConfigError, DataError
+from rlvr_lightning.study.pulls import Pull, pulls
 from rlvr_lightning.study.runs import Ended, comparisons, read_runs, summaries
 from rlvr_lightning.study.spec import FINISHED, Method, Study
 
@@ -42,6 +43,7 @@ def test_runs_are_methods_times_seeds(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"baseline": "c"}, "study.baseline=c is none of its methods"),
+        ({"shown": ["a", "c"]}, "study.shown=c is none of its methods"),
         ({"seeds": []}, "study.methods.a: seeds must be there, each once"),
         ({"seeds": [1, 1]}, r"each once; got \[1, 1\]"),
     ],
@@ -54,7 +56,7 @@ def test_a_study_that_cannot_be_is_refused(changes: dict[str, object], message: 
 def test_a_key_that_is_none_is_told() -> None:
     settings = OmegaConf.to_container(OmegaConf.create(STUDY))
     assert isinstance(settings, dict)
-    assert Study.of(settings).seeds_of("bonus") == [1]
+    assert Study.of(settings).seeds_of("lp_reg") == [1]
     with pytest.raises(ConfigError, match="study: .*unexpected keyword argument 'seed'"):
         Study.of({**settings, "seed": 1})
 
@@ -100,6 +102,21 @@ def test_methods_are_compared_over_the_seeds_both_have() -> None:
     assert (found.p_value, found.claimed) == (2 / 1024, True)
 
 
+def test_pulls_are_summed_up_by_hand() -> None:
+    def run(method: str, seed: int, *values: float) -> Ended:
+        points = [(place, value) for place, value in enumerate(values)]
+        named = {"policy/force/lp_reg": points, "policy/force_sampled/lp_reg": [(0, 2 * values[0])]}
+        more = {"policy/force/other": [(0, 1.0)], "policy/force_sampled/other": [(0, 3.0)]}
+        return Ended(method, seed, {**named, **more, "policy/force/lp_reg/term": [(0, 9.0)]})
+
+    late = [0.5] * 18 + [3.0, 5.0]
+    runs = [run("b", 1, 1.0, 2.0, *late), run("b", 3, 7.0, 7.0, 7.0), run("b", 9, 0.0, 2.0), Ended("a", 1, {})]
+    found, other = pulls(spec(), runs)
+    # A tenth of 22 measurements are two, of three and of two it is one.
+    assert found == Pull("b", "lp_reg", early=1.5, late=4.0, sampled=2.0)
+    assert other == Pull("b", "other", 1.0, 1.0, 3.0)
+
+
 def command(tmp_path: Path, *more: str) -> list[str]:
     put(tmp_path / "conf")
     out = f"output_dir={tmp_path / 'out'}"
@@ -135,24 +152,25 @@ def test_a_study_that_is_killed_goes_on_and_its_report_is_the_same_from_the_file
     assert f"report: {tmp_path / 'out' / 'report.md'}" in again.stdout
     settings = OmegaConf.to_container(OmegaConf.load(tmp_path / "out" / "study.yaml"))
     found = read_runs(Study.of(settings), tmp_path / "out")  # type: ignore[arg-type]
-    assert [(run.method, run.seed) for run in found] == [("grpo", 0), ("bonus", 1), ("grpo", 1)]
+    assert [(run.method, run.seed) for run in found] == [("grpo", 0), ("lp_reg", 1), ("grpo", 1)]
     for run in found:
         assert [step for step, _ in run.series["val/avg_at_k"]] == [1, 2, 3, 4]
     # Nothing is left to do, and the report is made of the files alone.
     made = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir() if path.is_file()}
-    assert {"report.md", "report.html", "curves_1.png", "study.yaml"} <= set(made)
-    for name in ("report.md", "report.html", "curves_1.png"):
+    figures = ("shown.png", "curves_1.png", "probabilities.png", "forces.png")
+    assert {"report.md", "report.html", *figures, "study.yaml"} <= set(made)
+    for name in ("report.md", "report.html", *figures):
         (tmp_path / "out" / name).unlink()
     assert study([f"report={tmp_path / 'out'}"]) == 0
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir() if path.is_file()} == made
     assert "| GRPO | 2 |" in made["report.md"].decode()
     # A run of a study is that of the same command by hand.
     alone = [
-        sys.executable, "-m", "rlvr_lightning", "fit", "conf=[entropy_bonus,sparks]", "regularizer.entropy_bonus.coef=0.1",
+        sys.executable, "-m", "rlvr_lightning", "fit", "conf=[lp_reg,sparks]", "regularizer.lp_reg.quantile=0.3",
         *settings["overrides"], "seed=1", f"output_dir={tmp_path / 'alone'}",  # type: ignore[call-overload, index]
     ]  # fmt: skip
     subprocess.run(alone, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    folders = (tmp_path / "alone", runs / "bonus" / "seed_1")
+    folders = (tmp_path / "alone", runs / "lp_reg" / "seed_1")
     tables = [(path / "logs" / "metrics.csv").read_text().splitlines() for path in folders]
     columns = tables[0][0].split(",")
     assert columns == tables[1][0].split(",")
@@ -166,7 +184,7 @@ def test_a_study_that_is_killed_goes_on_and_its_report_is_the_same_from_the_file
 @pytest.mark.parametrize("launcher", ["basic", "submitit_local"])
 def test_a_run_that_fails_is_told_and_the_others_go_on(launcher: str, tmp_path: Path) -> None:
     text = STUDY.replace("seeds: [0, 1]", "seeds: [0]").replace(
-        "regularizer.entropy_bonus.coef=0.1", "regularizer.entropy_bonus.coef=-1"
+        "regularizer.lp_reg.quantile=0.3", "regularizer.lp_reg.quantile=-1"
     )
     # In this process, one after another, as where no launcher is installed; or as a cluster's, on this machine.
     line = command(tmp_path, f"hydra/launcher={launcher}")
@@ -176,14 +194,14 @@ def test_a_run_that_fails_is_told_and_the_others_go_on(launcher: str, tmp_path: 
     assert "1/2" in ended.stderr
     assert "error" not in (tmp_path / "out" / "runs" / "grpo" / "seed_0.log").read_text().lower()
     assert "held-out" in (tmp_path / "out" / "runs" / "grpo" / "seed_0.log").read_text()
-    assert "failed: bonus, seed 1: EntropyBonus.coef must be at least 0; got -1" in ended.stderr
+    assert "failed: lp_reg, seed 1: LpReg.quantile must be in (0, 1); got -1" in ended.stderr
     assert (tmp_path / "out" / "runs" / "grpo" / "seed_0" / FINISHED).exists()
     assert "1 more are not finished" in (tmp_path / "out" / "report.md").read_text()
     # The same folder for something else.
-    put(tmp_path / "conf", STUDY.replace("coef=0.1", "coef=0.2"))
+    put(tmp_path / "conf", STUDY.replace("quantile=0.3", "quantile=0.2"))
     ended = subprocess.run(line, capture_output=True, text=True, timeout=300, check=False)
     assert ended.returncode == 2
-    assert "holds a study with other settings (method bonus): choose another folder" in ended.stderr
+    assert "holds a study with other settings (method lp_reg): choose another folder" in ended.stderr
 
 
 def test_a_run_computes_with_the_threads_it_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
