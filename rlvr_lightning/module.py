@@ -32,6 +32,7 @@ from rlvr_lightning.rollout.gathering import from_all_ranks
 from rlvr_lightning.training.driver import Driver
 from rlvr_lightning.training.optim import OptimSettings, enforce, gradient_norm, make_optimizer, make_schedule
 from rlvr_lightning.training.precision import compute_dtype
+from rlvr_lightning.training.reference import Reference
 from rlvr_lightning.training.sharding import ShardSettings, make_mesh, meet, shard
 from rlvr_lightning.types import StepBatch, TokenBatch
 
@@ -59,6 +60,7 @@ class RLVRModule(EvaluatedModule):
         weightings: factors of the surrogate by name; none by default.
         forces_every_n_steps: how strongly policy gradient and regularizers pull at the tokens these have chosen is measured every n-th
             optimizer step, in a pass of its own; None for never.
+        reference_rate: how far the reference goes towards the policy after each optimizer step; 0 keeps it frozen.
 
     Raises:
         ConfigError: a setting is out of range or components do not fit together.
@@ -80,6 +82,7 @@ class RLVRModule(EvaluatedModule):
         diagnostics_every_n_steps: int = DIAGNOSTICS_EVERY,
         weightings: Mapping[str, Weighting] | None = None,
         forces_every_n_steps: int | None = None,
+        reference_rate: float = 0.0,
     ) -> None:
         super().__init__(eval_samples)
         if diagnostics_every_n_steps < 1:
@@ -102,8 +105,7 @@ class RLVRModule(EvaluatedModule):
         self.epoch_metrics: dict[str, float] = {}
         self.diagnostics = Diagnostics(self.objective)
         self.policy: Policy
-        # Outside the module tree: the frozen reference is no state of the run, its folder is.
-        self._reference: list[Policy] = []
+        self.reference = Reference(reference_rate, required=self.objective.requires_ref, adapters=bool(source.lora))
         self.scorer: Scorer
         self._fingerprint = ""
 
@@ -117,12 +119,11 @@ class RLVRModule(EvaluatedModule):
         if mesh is not None:
             share = partial(shard, mesh=mesh, settings=self.sharding)
             device = torch.device("cpu") if self.sharding.cpu_offload else device
-        policy = Policy(self.source, device=device, share=share)
+        self.policy = policy = Policy(self.source, device=device, share=share)
         self._fingerprint = policy.fingerprint
         if self.objective.requires_ref and not policy.has_adapters:
-            self._reference = [Policy(self.source, trainable=False, device=device, share=share)]
-        self.policy = policy
-        self.scorer = Scorer(policy, next(iter(self._reference), None), self.objective, self.temperature)
+            self.reference.model = Policy(self.source, trainable=False, device=device, share=share)
+        self.scorer = Scorer(policy, self.reference.model, self.objective, self.temperature)
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -186,6 +187,7 @@ class RLVRModule(EvaluatedModule):
             if self.optim.grad_clip is not None:
                 torch.nn.utils.clip_grads_with_norm_(parameters, self.optim.grad_clip, norm)
             optimizer.step()
+            self.reference.follow(self.policy)
         cast(Any, self.lr_schedulers()).step()
         self.policy_version += 1
 
@@ -193,7 +195,7 @@ class RLVRModule(EvaluatedModule):
         """Add what the policy (unless the update is on-policy) and the reference say of the tokens."""
         with self.trainer.precision_plugin.forward_context():
             scored = self.scorer.score(micro, self.device, on_policy=on_policy)
-        for policy in (self.policy, *self._reference):
+        for policy in filter(None, (self.policy, self.reference.model)):
             policy.free_gathered()
         return scored
 

@@ -141,7 +141,7 @@ def test_lora_trains_adapters_alone_and_samples_from_the_merged_weights(tmp_path
     trained = {name for name, p in run.module.policy.named_parameters() if p.requires_grad}
     assert trained
     assert all(".lora_" in name for name in trained)
-    assert not run.module._reference
+    assert run.module.reference.model is None
     # At the start adapters do nothing: the reference is the policy.
     assert logged(tmp_path / "run", "policy/kl_ref/reasoning")[-1] > 1e-6
     assert max(logged(tmp_path / "run", "rollout/logprob_gap_max")) < 1e-4

@@ -26,6 +26,7 @@ Where = Callable[[Run], Any]
 REACHES: dict[str, tuple[Any, Where, Any]] = {
     "model.path": ("./model", lambda run: run.module.source.path, "./model"),
     "model.gradient_checkpointing": (2, lambda run: run.module.source.gradient_checkpointing, 2),
+    "model.reference_rate": (0.25, lambda run: run.module.reference.rate, 0.25),
     "model.attention": ("eager", lambda run: run.module.source.attention, "eager"),
     "rollout.group_size": (6, lambda run: run.data.group_size, 6),
     "rollout.prompts_per_epoch": (12, lambda run: run.data.prompts_per_epoch, 12),
@@ -109,7 +110,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """One run with all of them."""
     folder = tmp_path_factory.mktemp("wiring")
     (folder / "model").symlink_to(config_dir().parent / "rlvr_lightning" / "assets" / "tiny")
-    given = {"strategy": "fsdp", "engine": "transformers", "output_dir": str(folder / "run"), "seed": 23}
+    given = {
+        "strategy": "fsdp",
+        "constraint.kl_coef": 0.1,
+        "engine": "transformers",
+        "output_dir": str(folder / "run"),
+        "seed": 23,
+    }
     given |= {key: value for key, (value, _, _) in REACHES.items()}
     patch = pytest.MonkeyPatch()
     patch.chdir(folder)

@@ -135,6 +135,7 @@ def build_module(cfg: DictConfig, source: ModelSource) -> RLVRModule:
         sharding=shard_settings(cfg),
         diagnostics_every_n_steps=cfg.trainer.diagnostics_every_n_steps,
         forces_every_n_steps=cfg.trainer.forces_every_n_steps,
+        reference_rate=cfg.model.reference_rate,
         weightings={name: component(cfg.weighting, name) for name in cfg.weighting or {}},
     )
 

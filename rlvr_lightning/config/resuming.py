@@ -33,6 +33,7 @@ UNUSED = {
 FIXED = {
     "seed": "the order of the prompts and the seed of every response follow from it",
     "model.path": "weights and reference are that model's; if its folder has moved, write the new place into config.yaml",
+    "model.reference_rate": "the reference is where it has taken it",
     "peft": "the checkpoint's adapters were made by it",
     "optim.name": "the checkpoint's optimizer state is of the optimizer it began with",
     "controller.drives": "a run keeps its controller",

@@ -20,9 +20,10 @@ from rlvr_lightning.training.shards import saved_tensors
 
 
 def run_tensors(trainer: L.Trainer, module: L.LightningModule) -> dict[str, Tensor]:
-    """What is trained, the optimizer's state of it, and this rank's random state; the run's own, not copies."""
+    """What is trained, a reference that moves, the optimizer's state, and this rank's random state; the run's own, not copies."""
     names = {id(weight): name for name, weight in trained(module)}
     tensors = {f"policy.{name}": weight.detach() for name, weight in trained(module)}
+    tensors.update(_reference(module))
     for optimizer in trainer.optimizers:
         for weight, state in optimizer.state.items():
             for key, value in state.items():
@@ -64,6 +65,12 @@ def trained(module: L.LightningModule) -> Iterator[tuple[str, torch.nn.Parameter
     return ((name, weight) for name, weight in policy.named_parameters() if weight.requires_grad)
 
 
+def _reference(module: L.LightningModule) -> dict[str, Tensor]:
+    reference: Any = module.reference
+    tensors: dict[str, Tensor] = reference.tensors()
+    return tensors
+
+
 def restore_policy(module: L.LightningModule, checkpoint: Path, group: ProcessGroup | None) -> dict[str, Any]:
     """Weights and the module's own state, for any verb; gives back the rest.
 
@@ -85,6 +92,7 @@ def restore_run(trainer: L.Trainer, module: L.LightningModule, checkpoint: Path,
         CheckpointError: it cannot be read, or is another run's.
     """
     state = restore_policy(module, checkpoint, group)
+    read_tensors(checkpoint, _reference(module), group)
     trainer.datamodule.load_state_dict(state["data"])  # type: ignore[attr-defined]
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if callback.state_key in state["callbacks"]:
