@@ -278,6 +278,7 @@ VERIFIERS: Table = {
         {"combine": "all", "weights": {"answer": 0.5, "format": 0.25}, "decides": "format"},
     ),
     "verifier/remote": ((), {}),
+    "verifier/countdown": ((), {}),
 }
 
 
@@ -453,6 +454,10 @@ TASKS: Table = {
     "task/sparks": (
         ("task.num_train=50",),
         {"num_steps": 3, "rumour_share": 0.2, "num_train": 49, "num_held_out": 5, "seed": 1},
+    ),
+    "task/countdown": (
+        ("task.num_train=50",),
+        {"num_numbers": 4, "max_number": 9, "max_value": 40, "num_train": 49, "num_held_out": 5, "seed": 1},
     ),
     "task/jsonl": (("task.held_out=3",), {**ROWS, "path": "b.jsonl", "held_out_path": "b.jsonl"}),
 }

@@ -1,0 +1,176 @@
+"""Numbers and a target, to be reached in many ways: how a policy spreads over forms of solutions decides what it finds.
+
+`3,12,14>50=` may be answered `3*12=36;36+14=50`: every number once, every step true, the last result the target. There are no
+solutions to imitate, only forms of them: a policy that tries few finds few (pass@k), one that tries all of them alike is seldom
+right (avg@k).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import permutations
+
+from rlvr_lightning.errors import ConfigError
+from rlvr_lightning.types import Problem
+
+HELD_OUT_SHARE = 0.1
+STYLES = ("sums", "products", "neither")
+
+
+@dataclass(frozen=True)
+class Steps:
+    """A way through all numbers.
+
+    Args:
+        worked: `3*12=36;36+14=50`.
+        result: of the last step.
+    """
+
+    worked: str
+    result: int
+
+
+@lru_cache(maxsize=4096)
+def ways(numbers: tuple[int, ...], max_value: int) -> tuple[Steps, ...]:
+    """All ways through the numbers whose results stay from 0 to a value: a result is a number like the others from then on."""
+    if len(numbers) == 1:
+        return (Steps("", numbers[0]),)
+    found = []
+    for one, other in permutations(range(len(numbers)), 2):
+        left, right = numbers[one], numbers[other]
+        rest = tuple(number for place, number in enumerate(numbers) if place not in (one, other))
+        for operator, result in (("+", left + right), ("-", left - right), ("*", left * right)):
+            if 0 <= result <= max_value:
+                step = f"{left}{operator}{right}={result}"
+                found += [
+                    Steps(f"{step};{way.worked}".rstrip(";"), way.result) for way in ways((*rest, result), max_value)
+                ]
+    return tuple(found)
+
+
+class Countdown:
+    """The procedural task.
+
+    Args:
+        num_numbers: to be combined, at least 2.
+        max_number: each is drawn from 1 to this.
+        max_value: every result in the solutions that problems are made from lies between 0 and this.
+        num_train: problems to learn from.
+        num_held_out: problems to validate on.
+        seed: of both sets.
+
+    Raises:
+        ConfigError: a number is out of range.
+    """
+
+    probes = ()
+    styles = STYLES
+
+    def __init__(
+        self,
+        num_numbers: int = 3,
+        max_number: int = 20,
+        max_value: int = 99,
+        num_train: int = 10_000,
+        num_held_out: int = 64,
+        seed: int = 0,
+    ) -> None:
+        for name, value, least in (
+            ("num_numbers", num_numbers, 2),
+            ("max_number", max_number, 1),
+            ("max_value", max_value, max_number),
+            ("num_train", num_train, 1),
+            ("num_held_out", num_held_out, 0),
+        ):
+            if value < least:
+                raise ConfigError(f"Countdown.{name} must be at least {least}; got {value}")
+        self.num_numbers, self.max_number, self.max_value = num_numbers, max_number, max_value
+        self.num_train, self.num_held_out, self.seed = num_train, num_held_out, seed
+
+    def draw(self, rng: random.Random) -> str:
+        """A question that has a solution, from either set."""
+        while True:
+            numbers = sorted(rng.randint(1, self.max_number) for _ in range(self.num_numbers))
+            # Each target alike, however few ways lead there.
+            targets = sorted({way.result for way in ways(tuple(numbers), self.max_value)} - {0})
+            if targets:
+                return f"{','.join(map(str, numbers))}>{rng.choice(targets)}="
+
+    def draw_train(self, rng: random.Random) -> str:
+        """A question of the training set."""
+        while True:
+            question = self.draw(rng)
+            if not _is_held_out(question):
+                return question
+
+    def train(self) -> Sequence[Problem]:
+        """Problems to learn from."""
+        return self._distinct(self.num_train, held_out=False)
+
+    def held_out(self) -> Sequence[Problem]:
+        """Problems to validate on."""
+        return self._distinct(self.num_held_out, held_out=True)
+
+    @staticmethod
+    def style(response: str) -> str:
+        """Which of the `styles` a response is written in, by its operators."""
+        return "products" if "*" in response else "sums" if "+" in response or "-" in response else "neither"
+
+    def _distinct(self, count: int, *, held_out: bool) -> list[Problem]:
+        rng = random.Random(f"countdown-{self.seed}-{held_out}")
+        questions: dict[str, None] = {}
+        for _ in range(200 * count + 1000):
+            if len(questions) == count:
+                break
+            question = self.draw(rng)
+            if _is_held_out(question) == held_out:
+                questions.setdefault(question)
+        if len(questions) < count:
+            raise ConfigError(
+                f"Countdown has only about {len(questions)} distinct problems of this size; asked for {count}: raise "
+                "task.max_number or task.num_numbers"
+            )
+        return [_problem(question) for question in questions]
+
+
+def _is_held_out(question: str) -> bool:
+    digest = hashlib.sha256(question.encode()).digest()
+    return int.from_bytes(digest[:4], "big") < HELD_OUT_SHARE * 2**32
+
+
+def _problem(question: str) -> Problem:
+    message = {"role": "user", "content": question}
+    return Problem(id=question, messages=(message,), answer=question.rstrip("="))
+
+
+@dataclass(frozen=True)
+class CountdownDemonstrations:
+    """Ways through the numbers, all forms of them alike; some reach the target.
+
+    Args:
+        aimed_share: of responses that are a solution, drawn from all there are; in [0, 1]. Others end wherever they do.
+
+    Raises:
+        ConfigError: it is no share.
+    """
+
+    aimed_share: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.aimed_share <= 1:
+            raise ConfigError(f"CountdownDemonstrations.aimed_share must be in [0, 1]; got {self.aimed_share}")
+
+    def __call__(self, task: object, rng: random.Random) -> tuple[str, str]:
+        """A question and a response to it."""
+        if not isinstance(task, Countdown):
+            raise ConfigError("pretrain=countdown shows ways through numbers: it needs task=countdown")
+        question = task.draw_train(rng)
+        numbers, _, target = question.rstrip("=").partition(">")
+        shown = ways(tuple(int(number) for number in numbers.split(",")), task.max_value)
+        if rng.random() < self.aimed_share:
+            shown = tuple(way for way in shown if way.result == int(target))
+        return question, rng.choice(shown).worked
