@@ -64,7 +64,23 @@ def test_what_is_written_is_read_bit_for_bit(tmp_path: Path) -> None:
     # Plain JSON, for strict readers too.
     json.loads((path / "state.json").read_text(), parse_constant=lambda name: pytest.fail(name))
     with pytest.raises(AssertionError, match="plain data"):
-        io.write(tmp_path, 17, {}, {"tensor": torch.zeros(1)})
+        io.write(tmp_path, 17, {}, {"set": {1}})
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        torch.tensor(-math.inf),
+        torch.tensor([True, False]),
+        torch.tensor([[1, 2], [3, 4]]),
+        torch.zeros(0, dtype=torch.float64),
+    ],
+    ids=str,
+)
+def test_small_tensors_of_callbacks_are_plain_data(value: torch.Tensor, tmp_path: Path) -> None:
+    held = io.read_state(io.write(tmp_path, 1, {}, {"callback": {"best": value}}))["callback"]["best"]
+    assert held.dtype == value.dtype
+    assert torch.equal(held, value)
 
 
 def test_nothing_in_a_checkpoint_is_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

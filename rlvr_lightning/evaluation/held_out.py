@@ -45,9 +45,10 @@ class EvaluatedModule(L.LightningModule):
         """Log what is known after `policy_version` optimizer steps.
 
         Lightning's loggers hear of an epoch only after its checkpoint is written, and count the steps themselves,
-        wrongly after a resume in mid-epoch: they are told here.
+        wrongly after a resume in mid-epoch: they are told here. So are callbacks, such as early stopping: `self.log` looks through
+        all metrics anew for each of them, a fifth of a small model's step.
         """
-        self.log_dict(metrics, logger=False)
+        self.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
         # What other callbacks log at this moment stands under the same step.
         self.log("step", float(self.policy_version))
         if not self.trainer.sanity_checking:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import json
 import logging
-import math
 import shutil
 import threading
 from collections.abc import Mapping
@@ -23,6 +22,7 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from rlvr_lightning.errors import CheckpointError
 from rlvr_lightning.rollout.files import sync_folder, write_whole
+from rlvr_lightning.training.plain import plain, unplain
 from rlvr_lightning.training.shards import ShardWriter, load_shards, save_shards
 
 log = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ def write(
         CheckpointError: it could not be written; what was there before is as it was.
     """
     target, partial = step_folder(folder, step), folder / f".step_{step:08}.partial"
-    text = json.dumps(_plain(state), allow_nan=False)
+    text = json.dumps(plain(state), allow_nan=False)
 
     def prepare() -> None:
         shutil.rmtree(partial, ignore_errors=True)
@@ -208,7 +208,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     flaw = _flaw(checkpoint)
     if flaw is not None:
         raise CheckpointError(f"{checkpoint} is no readable checkpoint: {flaw}")
-    state: dict[str, Any] = _unplain(json.loads((checkpoint / STATE).read_text())["state"])
+    state: dict[str, Any] = unplain(json.loads((checkpoint / STATE).read_text())["state"])
     return state
 
 
@@ -263,25 +263,3 @@ def _flaw(checkpoint: Path) -> str | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{STATE} or a file it names cannot be read ({type(error).__name__}: {str(error)[:120]})"
     return None
-
-
-def _plain(value: Any) -> Any:
-    """As JSON has it, which knows no infinity and no nan: they become {"float": "inf"}."""
-    if isinstance(value, Mapping):
-        assert all(isinstance(key, str) for key in value), (
-            f"keys of a checkpoint's state are strings; got {list(value)}"
-        )
-        assert set(value) != {"float"}, "a mapping of float alone is a number that JSON does not know"
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return {"float": str(value)}
-    assert value is None or type(value) in (bool, int, float, str), f"a checkpoint's state is plain data; got {value!r}"
-    return value
-
-
-def _unplain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return float(value["float"]) if set(value) == {"float"} else {key: _unplain(v) for key, v in value.items()}
-    return [_unplain(item) for item in value] if isinstance(value, list) else value
