@@ -84,7 +84,7 @@ MISTAKES = [
     ((*FIT, "task=jsonl", "task.path=nowhere.jsonl"), "nowhere.jsonl does not exist"),
     (
         (*FIT, "model.path=/nowhere"),
-        "model.path=/nowhere does not exist: give a Hugging Face folder, or a bundled model (tiny, sparks)",
+        "model.path=/nowhere does not exist: give a Hugging Face folder, or a bundled model (tiny, sparks, countdown)",
     ),
     ((*FIT, "model.dtype=bfloat16"), "there is no model.dtype any more"),
     ((*FIT, "+model.dtype=float32"), "there is no model.dtype any more"),

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 ASSETS = Path(__file__).parents[1] / "assets"
-# Of task=arithmetic and of task=sparks.
-BUNDLED = ("tiny", "sparks")
+# Of task=arithmetic, and of the tasks they are named after.
+BUNDLED = ("tiny", "sparks", "countdown")
 
 
 def bundled_model(name: str = "tiny") -> Path:
@@ -31,7 +31,7 @@ class ModelSource:
     """A model folder and how to load it.
 
     Args:
-        path: a Hugging Face folder, a hub name, or the name of a bundled model (`tiny`, `sparks`).
+        path: a Hugging Face folder, a hub name, or the name of a bundled model (`tiny`, `sparks`, `countdown`).
         lora: a `peft.LoraConfig` to train adapters instead of the weights, or None.
         gradient_checkpointing: decoder layers computed once more in the backward pass, instead of kept: `none`, `full`
             or n for every n-th; True is `full`, False `none`.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -89,8 +90,8 @@ def _compared(study: Study, compared: Sequence[Comparison]) -> Table:
             str(one.pairs),
             f"{one.difference:+.3f}",
             f"{one.p_value:.4f}",
-            f"{one.corrected:.4f}",
-            "differs" if one.claimed else "",
+            "" if math.isnan(one.corrected) else f"{one.corrected:.4f}",
+            "too few pairs" if math.isnan(one.corrected) else "differs" if one.claimed else "",
         ]
         for one in compared
     ]
@@ -121,7 +122,8 @@ def _note(study: Study, compared: Sequence[Comparison]) -> str:
     return (
         f"At the end of a run: avg@k, pass@k; area is avg@k over the steps, in the mean. A run has escaped where avg@k is above "
         f"{study.success:g}; the interval is Clopper and Pearson's. Methods are compared over equal seeds by the exact randomization test, "
-        f"corrected for the number of comparisons (Holm). Different from {study.title_of(study.baseline)} at {SIGNIFICANCE:g}: {told}."
+        f"corrected for the number of comparisons (Holm) that have pairs enough to be "
+        f"told from chance (Tarone). Different from {study.title_of(study.baseline)} at {SIGNIFICANCE:g}: {told}."
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from rlvr_lightning.callbacks.outputs import read_series
-from rlvr_lightning.evaluation.statistics.exact import MOST_PAIRS, exact_share, holm, sign_flip_p
+from rlvr_lightning.evaluation.statistics.exact import MOST_PAIRS, exact_share, holm, least_p, sign_flip_p, within_reach
 from rlvr_lightning.study.spec import Study
 
 Points = list[tuple[int, float]]
@@ -98,7 +99,7 @@ class Comparison:
         pairs: seeds that both have.
         difference: of the last avg@k, in the mean.
         p_value: of the exact randomization test; nan without a pair.
-        corrected: the same, for as many comparisons as there are (Holm).
+        corrected: the same, for as many comparisons as could be told from chance (Tarone, Holm); nan where so few pairs could not.
     """
 
     method: str
@@ -149,8 +150,9 @@ def comparisons(study: Study, runs: Sequence[Ended]) -> list[Comparison]:
             paired = [ends[method, seed] - ends[study.baseline, seed] for seed in sorted(seeds)[:MOST_PAIRS]]
             differences[method] = paired
     p_values = {method: sign_flip_p(paired) for method, paired in differences.items()}
-    corrected = holm(p_values)
+    family = within_reach({method: least_p(len(paired)) for method, paired in differences.items()}, SIGNIFICANCE)
+    corrected = holm({method: value for method, value in p_values.items() if method in family})
     return [
-        Comparison(method, len(paired), statistics.fmean(paired), p_values[method], corrected[method])
+        Comparison(method, len(paired), statistics.fmean(paired), p_values[method], corrected.get(method, math.nan))
         for method, paired in differences.items()
     ]

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from rlvr_lightning.evaluation.statistics.exact import exact_share, holm, sign_flip_p
+from rlvr_lightning.evaluation.statistics.exact import exact_share, holm, least_p, sign_flip_p, within_reach
 
 
 def binomial_tail(successes: int, number: int, probability: float) -> float:
@@ -51,3 +51,17 @@ def test_holm_by_hand() -> None:
     assert list(corrected) == ["a", "b", "c", "d"]
     assert holm({"a": 0.6, "b": 0.9}) == {"a": 1.0, "b": 1.0}
     assert holm({}) == {}
+
+
+def test_what_cannot_be_told_from_chance_is_not_paid_for() -> None:
+    assert [least_p(pairs) for pairs in (1, 5, 10)] == [1.0, 2 / 32, 2 / 1024]
+    assert sign_flip_p([1.0] * 5) == least_p(5)
+    nine = {f"ten {place}": least_p(10) for place in range(9)}
+    many = {f"five {place}": least_p(5) for place in range(24)}
+    assert within_reach({**nine, **many}, 0.05) == set(nine)
+    # Where all can reach the level only one by one, as many as may stay: 0.02 k <= 0.05 for k = 2.
+    assert within_reach({"a": 0.02, "b": 0.02}, 0.05) == {"a", "b"}
+    # Three at 0.02 each cannot: with k = 2 three are left, with k = 3 none.
+    assert within_reach({"a": 0.02, "b": 0.02, "c": 0.02}, 0.05) == set()
+    assert within_reach({"a": 0.001, "b": 0.02, "c": 0.02, "d": 0.02}, 0.05) == {"a"}
+    assert within_reach({}, 0.05) == set()

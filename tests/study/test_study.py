@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -95,11 +96,19 @@ def test_methods_are_compared_over_the_seeds_both_have() -> None:
     (found,) = comparisons(spec(), runs)
     assert (found.method, found.pairs) == ("b", 2)
     assert found.difference == pytest.approx((0.4 + 0.1) / 2)
-    assert found.p_value == found.corrected == 0.5
+    assert found.p_value == 0.5
+    assert math.isnan(found.corrected)
     assert not found.claimed
     many = [ended("a", seed, 0.1) for seed in range(10)] + [ended("b", seed, 0.2 + seed / 100) for seed in range(10)]
     (found,) = comparisons(spec(), many)
-    assert (found.p_value, found.claimed) == (2 / 1024, True)
+    assert (found.p_value, found.corrected, found.claimed) == (2 / 1024, 2 / 1024, True)
+    # A second with as many pairs is paid for, one with five is not.
+    methods = {**METHODS, "c": Method([]), "d": Method([])}
+    others = [ended("c", seed, 0.1 + seed / 100) for seed in range(10)] + [ended("d", seed, 0.9) for seed in range(5)]
+    compared = {one.method: one for one in comparisons(spec(methods=methods), [*many, *others])}
+    assert compared["b"].corrected == 2 * compared["b"].p_value
+    assert math.isnan(compared["d"].corrected)
+    assert not compared["d"].claimed
 
 
 def test_pulls_are_summed_up_by_hand() -> None:

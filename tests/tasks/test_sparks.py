@@ -170,7 +170,7 @@ def test_every_setting_of_a_recipe_changes_the_model(tmp_path: Path) -> None:
         assert not same, setting
 
 
-@pytest.mark.parametrize("name", ["arithmetic", "sparks"])
+@pytest.mark.parametrize("name", ["arithmetic", "sparks", "countdown"])
 def test_the_bundled_models_recipes_can_be_made_and_are_of_their_tasks(name: str) -> None:
     cfg = compose([f"task={name}", f"pretrain={name}"], "pretrain")
     task, settings = component(cfg, "task"), component(cfg, "pretrain")

@@ -36,6 +36,26 @@ def sign_flip_p(differences: Sequence[float]) -> float:
     return float((np.abs(signs @ values) >= abs(values.sum()) - 1e-9).mean())
 
 
+def least_p(pairs: int) -> float:
+    """The smallest probability `sign_flip_p` can find of so many pairs."""
+    return 2.0 ** (1 - min(pairs, MOST_PAIRS))
+
+
+def within_reach(least: Mapping[str, float], level: float) -> set[str]:
+    """Comparisons that could be told from chance at all among so many (Tarone, Biometrics 46, 1990): the others can raise no false
+    alarm, and need not be paid for. It depends on nothing that was observed.
+
+    Args:
+        least: the smallest probability each can reach.
+        level: at which one is claimed.
+    """
+    for number in range(1, len(least) + 1):
+        reaching = {name for name, value in least.items() if value * number <= level}
+        if len(reaching) <= number:
+            return reaching
+    return set(least)
+
+
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     """The same corrected for their number (Holm, Scand. J. Statist. 6, 1979): each may be read as if it were the only one."""
     corrected, highest = {}, 0.0
