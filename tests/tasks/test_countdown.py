@@ -160,3 +160,28 @@ def test_equal_numbers_may_each_be_used_once() -> None:
     assert CountdownVerifier()("2+2=4;4+5=9", problem).correct
     assert not CountdownVerifier()("2+5=7;7+2=9;9*2=18", problem).correct
     assert not CountdownVerifier()("2*2=4;2+5=7", problem).correct
+
+
+def test_the_bundled_model_knows_the_rules_and_seldom_the_way() -> None:
+    source, problems = ModelSource("countdown"), Countdown().held_out()
+    model, tokenizer = source.load().eval(), source.tokenizer
+    prompts = [
+        tokenizer.apply_chat_template(list(p.messages), add_generation_prompt=True, tokenize=False) for p in problems
+    ]
+    encoded = tokenizer(prompts, return_tensors="pt", padding=True)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        written = model.generate(**encoded, do_sample=True, top_k=0, max_new_tokens=24, num_return_sequences=16)
+    texts = tokenizer.batch_decode(written[:, encoded["input_ids"].shape[1] :], skip_special_tokens=True)
+    verifier, true, right = CountdownVerifier(), 0, 0
+    for place, text in enumerate(texts):
+        problem = problems[place // 16]
+        verdict = verifier(text, problem)
+        right += verdict.correct
+        # By the rules, wherever it ends.
+        numbers = problem.answer.partition(">")[0]
+        true += (
+            verdict.extracted is not None and verifier(text, Problem("q", (), f"{numbers}>{verdict.extracted}")).correct
+        )
+    assert true / len(texts) > 0.85
+    assert 0.09 < right / len(texts) < 0.19
