@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import permutations
@@ -19,10 +19,12 @@ from rlvr_lightning.types import Problem
 
 HELD_OUT_SHARE = 0.1
 STYLES = ("sums", "products", "neither")
+# Numbers of which all ways are kept.
+FEW = 3
 
 
 @dataclass(frozen=True)
-class Steps:
+class Way:
     """A way through all numbers.
 
     Args:
@@ -34,22 +36,41 @@ class Steps:
     result: int
 
 
-@lru_cache(maxsize=4096)
-def ways(numbers: tuple[int, ...], max_value: int) -> tuple[Steps, ...]:
-    """All ways through the numbers whose results stay from 0 to a value: a result is a number like the others from then on."""
-    if len(numbers) == 1:
-        return (Steps("", numbers[0]),)
-    found = []
+def steps(numbers: Sequence[int], max_value: int) -> Iterator[tuple[str, int, tuple[int, ...]]]:
+    """All next steps whose result stays from 0 to a value: `3*12=36`, the result, and the numbers that are left."""
     for one, other in permutations(range(len(numbers)), 2):
         left, right = numbers[one], numbers[other]
         rest = tuple(number for place, number in enumerate(numbers) if place not in (one, other))
         for operator, result in (("+", left + right), ("-", left - right), ("*", left * right)):
             if 0 <= result <= max_value:
-                step = f"{left}{operator}{right}={result}"
-                found += [
-                    Steps(f"{step};{way.worked}".rstrip(";"), way.result) for way in ways((*rest, result), max_value)
-                ]
-    return tuple(found)
+                yield f"{left}{operator}{right}={result}", result, (*rest, result)
+
+
+def ways(numbers: Sequence[int], max_value: int) -> tuple[Way, ...]:
+    """All ways through the numbers whose results stay in range: a result is a number like the others from then on."""
+    # Dozens through three, and thousands through four, which are not kept.
+    return _few_ways(tuple(numbers), max_value) if len(numbers) <= FEW else tuple(_ways(numbers, max_value))
+
+
+def _ways(numbers: Sequence[int], max_value: int) -> Iterator[Way]:
+    for worked, result, left in steps(numbers, max_value):
+        if len(left) == 1:
+            yield Way(worked, result)
+        else:
+            yield from (Way(f"{worked};{way.worked}", way.result) for way in ways(left, max_value))
+
+
+@lru_cache(maxsize=4096)
+def _few_ways(numbers: tuple[int, ...], max_value: int) -> tuple[Way, ...]:
+    return tuple(_ways(numbers, max_value))
+
+
+@lru_cache(maxsize=65536)
+def targets(numbers: tuple[int, ...], max_value: int) -> frozenset[int]:
+    """Where ways through the numbers may end."""
+    if len(numbers) == 1:
+        return frozenset(numbers)
+    return frozenset().union(*(targets(tuple(sorted(left)), max_value) for _, _, left in steps(numbers, max_value)))
 
 
 class Countdown:
@@ -96,9 +117,9 @@ class Countdown:
         while True:
             numbers = sorted(rng.randint(1, self.max_number) for _ in range(self.num_numbers))
             # Each target alike, however few ways lead there.
-            targets = sorted({way.result for way in ways(tuple(numbers), self.max_value)} - {0})
-            if targets:
-                return f"{','.join(map(str, numbers))}>{rng.choice(targets)}="
+            found = sorted(targets(tuple(numbers), self.max_value) - {0})
+            if found:
+                return f"{','.join(map(str, numbers))}>{rng.choice(found)}="
 
     def draw_train(self, rng: random.Random) -> str:
         """A question of the training set."""
@@ -170,7 +191,7 @@ class CountdownDemonstrations:
             raise ConfigError("pretrain=countdown shows ways through numbers: it needs task=countdown")
         question = task.draw_train(rng)
         numbers, _, target = question.rstrip("=").partition(">")
-        shown = ways(tuple(int(number) for number in numbers.split(",")), task.max_value)
+        shown = ways([int(number) for number in numbers.split(",")], task.max_value)
         if rng.random() < self.aimed_share:
             shown = tuple(way for way in shown if way.result == int(target))
         return question, rng.choice(shown).worked

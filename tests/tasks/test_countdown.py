@@ -15,7 +15,7 @@ from rlvr_lightning.config.components import component
 from rlvr_lightning.config.compose import compose
 from rlvr_lightning.errors import ConfigError
 from rlvr_lightning.models.source import ModelSource
-from rlvr_lightning.tasks.countdown import CountdownDemonstrations, ways
+from rlvr_lightning.tasks.countdown import CountdownDemonstrations, targets, ways
 from rlvr_lightning.training.pretraining import pretrain
 from rlvr_lightning.types import Problem, Verdict
 
@@ -38,6 +38,16 @@ def test_all_ways_through_three_numbers_by_hand() -> None:
     assert {(way.worked, way.result) for way in ways(numbers, 40)} == expected
     assert len(expected) > 30
     assert max(result for _, result in expected) == 35
+    assert targets(numbers, 40) == {result for _, result in expected}
+
+
+def test_ways_through_four_numbers_go_on_with_three() -> None:
+    found = {way.worked: way.result for way in ways((1, 2, 3, 4), 20)}
+    assert found["1+2=3;3*3=9;4+9=13"] == 13
+    assert found["3*4=12;2-1=1;12+1=13"] == 13
+    assert len(found) > 1500
+    assert set(found.values()) == targets((1, 2, 3, 4), 20)
+    assert Countdown(4, 9, num_train=200).train()[0].answer.count(",") == 3
 
 
 def test_problems_can_be_solved_and_sets_are_apart() -> None:
