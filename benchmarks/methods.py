@@ -20,7 +20,7 @@ TOGETHER = 4
 def names() -> list[str]:
     """All experiments but those of a paper's own size, or of a task's."""
     found = sorted(path.stem for path in (config_dir() / "experiment").glob("*.yaml"))
-    return [name for name in found if not re.search(r"\db$", name) and not name.startswith("sparks")]
+    return [name for name in found if not re.search(r"\db$", name) and not name.startswith(("sparks", "countdown"))]
 
 
 def measure(folder: Path, rounds: int) -> Table:

@@ -208,7 +208,7 @@ def test_the_defaults_of_a_class_are_those_of_its_yaml(yaml: str, held: dict[str
             default = parameters[name].default
             assert ([*default] if isinstance(default, tuple) else default) == value, name
             compared += 1
-    assert compared or yaml.endswith(("eighty_twenty", "single", "rloo", "token_mean", "overlong"))
+    assert compared or yaml.endswith(("eighty_twenty", "single", "rloo", "token_mean", "overlong", "countdown"))
 
 
 def test_the_defaults_of_the_optimizer_are_the_configurations() -> None:
