@@ -46,7 +46,7 @@ class EvaluatedModule(L.LightningModule):
 
         Lightning's loggers hear of an epoch only after its checkpoint is written, and count the steps themselves,
         wrongly after a resume in mid-epoch: they are told here. So are callbacks, such as early stopping: `self.log` looks through
-        all metrics anew for each of them, a fifth of a small model's step.
+        all metrics anew for each of them, 16 ms an epoch.
         """
         self.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
         # What other callbacks log at this moment stands under the same step.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -56,4 +57,6 @@ def _tenth(values: Sequence[float]) -> int:
 
 
 def _median_of_means(curves: Sequence[Sequence[float]]) -> float:
-    return statistics.median(statistics.fmean(values) for values in curves if values)
+    means = [statistics.fmean(values) for values in curves if values]
+    # A ratio to a pull of nothing is not logged.
+    return statistics.median(means) if means else math.nan

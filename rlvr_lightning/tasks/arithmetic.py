@@ -6,20 +6,13 @@ held-out problems are told apart by a hash of their text, so they are disjoint w
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rlvr_lightning.errors import ConfigError
+from rlvr_lightning.tasks.procedural import distinct, is_held_out
 from rlvr_lightning.types import Problem
-
-HELD_OUT_SHARE = 0.1
-
-
-def _is_held_out(expression: str) -> bool:
-    digest = hashlib.sha256(expression.encode()).digest()
-    return int.from_bytes(digest[:4], "big") < HELD_OUT_SHARE * 2**32
 
 
 @dataclass(frozen=True)
@@ -103,7 +96,7 @@ class Arithmetic:
         """One chain of the training set."""
         while True:
             chain = self.draw(rng)
-            if not _is_held_out(chain.expression):
+            if not is_held_out(chain.expression):
                 return chain
 
     def train(self) -> Sequence[Problem]:
@@ -115,20 +108,13 @@ class Arithmetic:
         return self._distinct(self.num_held_out, held_out=True)
 
     def _distinct(self, count: int, *, held_out: bool) -> list[Problem]:
-        rng = random.Random(f"arithmetic-{self.seed}-{held_out}")
-        chains: dict[str, Chain] = {}
-        for _ in range(200 * count + 1000):
-            if len(chains) == count:
-                return [self._problem(chain) for chain in chains.values()]
+        def draw(rng: random.Random, number: int) -> tuple[str, Chain]:
             chain = self.draw(rng)
-            if _is_held_out(chain.expression) == held_out:
-                chains.setdefault(chain.expression, chain)
-        if len(chains) < count:
-            raise ConfigError(
-                f"Arithmetic has only about {len(chains)} distinct problems of this size; asked for {count}: "
-                "raise task.num_terms or task.max_operand"
-            )
-        return [self._problem(chain) for chain in chains.values()]
+            return chain.expression, chain
+
+        larger = "task.num_terms or task.max_operand"
+        chains = distinct("Arithmetic", draw, seed=self.seed, count=count, held_out=held_out, larger=larger)
+        return [self._problem(chain) for chain in chains]
 
     @staticmethod
     def _problem(chain: Chain) -> Problem:

@@ -7,7 +7,6 @@ right (avg@k).
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,9 +14,9 @@ from functools import lru_cache
 from itertools import permutations
 
 from rlvr_lightning.errors import ConfigError
+from rlvr_lightning.tasks.procedural import distinct, is_held_out
 from rlvr_lightning.types import Problem
 
-HELD_OUT_SHARE = 0.1
 STYLES = ("sums", "products", "neither")
 # Numbers of which all ways are kept.
 FEW = 3
@@ -125,7 +124,7 @@ class Countdown:
         """A question of the training set."""
         while True:
             question = self.draw(rng)
-            if not _is_held_out(question):
+            if not is_held_out(question):
                 return question
 
     def train(self) -> Sequence[Problem]:
@@ -142,25 +141,12 @@ class Countdown:
         return "products" if "*" in response else "sums" if "+" in response or "-" in response else "neither"
 
     def _distinct(self, count: int, *, held_out: bool) -> list[Problem]:
-        rng = random.Random(f"countdown-{self.seed}-{held_out}")
-        questions: dict[str, None] = {}
-        for _ in range(200 * count + 1000):
-            if len(questions) == count:
-                break
-            question = self.draw(rng)
-            if _is_held_out(question) == held_out:
-                questions.setdefault(question)
-        if len(questions) < count:
-            raise ConfigError(
-                f"Countdown has only about {len(questions)} distinct problems of this size; asked for {count}: raise "
-                "task.max_number or task.num_numbers"
-            )
-        return [_problem(question) for question in questions]
+        def draw(rng: random.Random, number: int) -> tuple[str, str]:
+            return (question := self.draw(rng)), question
 
-
-def _is_held_out(question: str) -> bool:
-    digest = hashlib.sha256(question.encode()).digest()
-    return int.from_bytes(digest[:4], "big") < HELD_OUT_SHARE * 2**32
+        larger = "task.max_number or task.num_numbers"
+        drawn = distinct("Countdown", draw, seed=self.seed, count=count, held_out=held_out, larger=larger)
+        return [_problem(question) for question in drawn]
 
 
 def _problem(question: str) -> Problem:

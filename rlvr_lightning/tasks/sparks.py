@@ -8,15 +8,14 @@ Lp-Reg paper (arXiv 2510.03222) calls a reasoning spark: improbable, and lost if
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from rlvr_lightning.errors import ConfigError
+from rlvr_lightning.tasks.procedural import distinct, is_held_out
 from rlvr_lightning.types import Probe, Problem
 
-HELD_OUT_SHARE = 0.1
 DIGITS = "0123456789"
 # They only serve as noise.
 LETTERS = "abcdefghijklmnopqrstuvwx"
@@ -113,7 +112,7 @@ class Sparks:
         """One chain of the training set."""
         while True:
             drawn = self.draw(rng)
-            if not _is_held_out(drawn):
+            if not is_held_out(drawn.chain):
                 return drawn
 
     def train(self) -> Sequence[Problem]:
@@ -130,27 +129,14 @@ class Sparks:
         return {"#": "direct", SPARK: "steps"}.get(response[:1], "neither")
 
     def _distinct(self, count: int, *, held_out: bool) -> list[Problem]:
-        rng = random.Random(f"sparks-{self.seed}-{held_out}")
-        chains: dict[str, RumouredChain] = {}
-        for _ in range(200 * count + 1000):
-            if len(chains) == count:
-                break
+        def draw(rng: random.Random, number: int) -> tuple[str, RumouredChain]:
             # So many of so many: one is right whenever the share of all before it has come to a whole number.
-            before = len(chains) * self.rumour_share
+            before = number * self.rumour_share
             drawn = self.draw(rng, right=int(before + self.rumour_share + 1e-9) > int(before + 1e-9))
-            if _is_held_out(drawn) == held_out:
-                chains.setdefault(drawn.chain, drawn)
-        if len(chains) < count:
-            raise ConfigError(
-                f"Sparks has only about {len(chains)} distinct problems of this size; asked for {count}: raise "
-                "task.num_steps"
-            )
-        return [_problem(chain) for chain in chains.values()]
+            return drawn.chain, drawn
 
-
-def _is_held_out(drawn: RumouredChain) -> bool:
-    digest = hashlib.sha256(drawn.chain.encode()).digest()
-    return int.from_bytes(digest[:4], "big") < HELD_OUT_SHARE * 2**32
+        chains = distinct("Sparks", draw, seed=self.seed, count=count, held_out=held_out, larger="task.num_steps")
+        return [_problem(chain) for chain in chains]
 
 
 def _problem(drawn: RumouredChain) -> Problem:

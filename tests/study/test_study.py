@@ -124,6 +124,9 @@ def test_pulls_are_summed_up_by_hand() -> None:
     # A tenth of 22 measurements are two, of three and of two it is one.
     assert found == Pull("b", "lp_reg", early=1.5, late=4.0, sampled=2.0)
     assert other == Pull("b", "other", 1.0, 1.0, 3.0)
+    (unsampled,) = pulls(spec(), [Ended("a", 1, {"policy/force/x": [(0, 2.0)]})])
+    assert (unsampled.early, unsampled.late) == (2.0, 2.0)
+    assert math.isnan(unsampled.sampled)
 
 
 def command(tmp_path: Path, *more: str) -> list[str]:
