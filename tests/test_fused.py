@@ -18,7 +18,7 @@ from rlvr_lightning.methods.regularizers.proxy_kl import ProxyKL
 from rlvr_lightning.objective import fused
 from rlvr_lightning.objective.statistics import Entropy, EntropyFlow
 from rlvr_lightning.objective.step import Step
-from rlvr_lightning.objective.tile import ClosedStatistic
+from rlvr_lightning.objective.tile import ClosedStatistic, Tile
 from rlvr_lightning.objective.token_stats import token_stats
 from rlvr_lightning.protocols import VocabStatistic
 from rlvr_lightning.types import Pass
@@ -141,3 +141,12 @@ def test_a_differentiable_statistic_without_a_gradient_is_a_mistake() -> None:
     _, named = token_stats(leaf, torch.tensor([[1]]), torch.ones(1, 1).bool(), nn.Linear(4, 7), 1.0, [Forgotten()])
     with pytest.raises(AssertionError, match="forgotten does not state its gradient"):
         named["forgotten"].sum().backward()
+
+
+@pytest.mark.parametrize(("inclusive", "kept"), [(True, 1.0), (False, 0.5)])
+def test_a_probability_at_the_threshold_is_kept_where_the_filter_includes_it(inclusive: bool, kept: float) -> None:
+    # Twice log 1/2 is log 1/4 to the last bit.
+    logprobs = torch.tensor([[0.5, 0.25, 0.25]], dtype=torch.float64).log()
+    mass, tau = Filter(0.5, "relative", inclusive).log_mass(Tile(logprobs, torch.tensor([1]), {}))
+    assert float(tau) == float(logprobs[0, 1])
+    assert mass.exp().tolist() == pytest.approx([kept])

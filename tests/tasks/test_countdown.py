@@ -195,3 +195,9 @@ def test_the_bundled_model_knows_the_rules_and_seldom_the_way() -> None:
         )
     assert true / len(texts) > 0.85
     assert 0.09 < right / len(texts) < 0.19
+
+
+def test_a_target_beside_a_number_that_is_left_is_not_enough() -> None:
+    problem = Problem("q", (), "2,3,5>5")
+    assert CountdownVerifier()("2+3=5", problem) == Verdict(0.0, False, "5")
+    assert CountdownVerifier()("3-2=1;1*5=5", problem).correct
