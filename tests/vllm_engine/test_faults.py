@@ -105,11 +105,11 @@ def test_an_answer_that_stays_wrong_ends_the_draw_with_the_reason(what: str, stu
 def test_a_slow_answer_is_waited_for_and_one_that_never_comes_is_asked_again(
     stub: Stub, expected: list[tuple[int, ...]]
 ) -> None:
-    engine = started(stub, timeout_s=1.5)
+    engine = started(stub, timeout_s=6)
     stub.asked = 0
 
     async def fault(number: int) -> web.StreamResponse | None:
-        await asyncio.sleep({2: 0.8, 5: 60.0}.get(number, 0.0))
+        await asyncio.sleep({2: 2.0, 5: 120.0}.get(number, 0.0))
         return None
 
     stub.fault = fault

@@ -185,7 +185,7 @@ CodeVerifier(extract="whole", sandbox={strength!r}, timeout_s={{"stdin": 60}})(
         return found
 
     if os.geteuid() == 0:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while len(of_the_judge()) < 2 and time.monotonic() < deadline:
             time.sleep(0.05)
         assert len(of_the_judge()) == 2
