@@ -115,8 +115,11 @@ def collate(rows: Sequence[Row], pad_token_id: int, *, packed: bool) -> TokenBat
         return torch.cat(tensors)[None] if packed else pad_sequence(tensors, batch_first=True, padding_value=fill)
 
     def scored(tensors: list[Tensor]) -> Tensor:
-        # An entry for each response's first token too: nothing scores it, but packed it lies between two responses.
-        return laid_out([torch.cat([tensor.new_zeros(1, *tensor.shape[1:]), tensor]) for tensor in tensors], 0)[:, 1:]
+        if not packed:
+            return pad_sequence(tensors, batch_first=True)
+        # An entry for each response's first token too: nothing scores it, but it lies between two responses.
+        between = tensors[0].new_zeros(1, *tensors[0].shape[1:])
+        return torch.cat([piece for tensor in tensors for piece in (between, tensor)])[None, 1:]
 
     def optional(tensors: list[Tensor | None]) -> Tensor | None:
         held = [tensor for tensor in tensors if tensor is not None]

@@ -64,6 +64,7 @@ class VerifierPool:
                 f"{type(verifier).__name__} is not: set grading.workers=0"
             )
         self.num_processes = 0 if self._pickled is None else _cores(ranks) if workers == "auto" else int(workers)
+        self._concurrent = isinstance(verifier, Concurrent)
         self._running: _Running | None = None
         self._judged: dict[tuple[str, str, str], Future[Judgement]] = {}
         # Responses come from the run's own thread, and from that of an engine apart.
@@ -72,7 +73,7 @@ class VerifierPool:
     @property
     def is_apart(self) -> bool:
         """Whether responses are judged by others while this thread goes on."""
-        return bool(self.num_processes) or isinstance(self.verifier, Concurrent)
+        return bool(self.num_processes) or self._concurrent
 
     def submit(self, response: str, problem: Problem) -> Future[Judgement]:
         """Have a response judged; where there are no workers, at once.

@@ -8,7 +8,8 @@ import torch
 from rlvr_lightning.errors import ConfigError, RolloutError
 from rlvr_lightning.models.policy import Policy
 from rlvr_lightning.models.source import ModelSource
-from rlvr_lightning.rollout.engines.transformers_engine import SeededSampler, TransformersEngine
+from rlvr_lightning.rollout.engines.seeded_sampler import SeededSampler
+from rlvr_lightning.rollout.engines.transformers_engine import TransformersEngine
 from rlvr_lightning.types import GenerationRequest, SamplingSpec
 
 SOURCE = ModelSource()
@@ -74,7 +75,7 @@ def test_samples_follow_the_distribution() -> None:
     assert counts[2] == 0
     # Five standard deviations of a share among 20,000.
     assert (counts - probabilities).abs().max() < 5 * (0.25 / rows) ** 0.5
-    torch.testing.assert_close(sampler.logprobs[0], probabilities.log()[chosen], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(sampler.logprobs[:, 0], probabilities.log()[chosen], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +92,7 @@ def test_a_nucleus_is_the_smallest_set_that_reaches_top_p(top_p: float, nucleus:
     counts = torch.bincount(chosen, minlength=5) / rows
     assert sorted(set(chosen.tolist())) == nucleus
     assert (counts - within).abs().max() < 5 * (0.25 / rows) ** 0.5
-    torch.testing.assert_close(sampler.logprobs[0].double(), within.log()[chosen], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(sampler.logprobs[:, 0].double(), within.log()[chosen], rtol=1e-5, atol=1e-5)
 
 
 def test_temperature_zero_takes_the_most_probable_token(engine: TransformersEngine) -> None:
@@ -138,8 +139,8 @@ def test_as_many_responses_are_drawn_at_a_time_as_the_batch_size_says(engine: Tr
     requests = [GenerationRequest(PROMPTS[seed % 2], seed) for seed in range(5)]
     drawn = pairs.generate(requests, spec(length=3))
     hook.remove()
-    # Three batches of three tokens each, the last of one response.
-    assert rows == [2, 2, 2, 2, 2, 2, 1, 1, 1]
+    # Three batches of three tokens each, the last of one response; before each, its prompts once.
+    assert rows == [1, 2, 2, 2, 2, 2, 2, 2, 1, 1, 1, 1]
     pairs.sync(Policy(SOURCE).full_weights(), 1)
     engine.sync(Policy(SOURCE).full_weights(), 1)
     whole = engine.generate(requests, spec(length=3))
