@@ -15,7 +15,7 @@ PROMPTS = [(5, 6, 7, 8, 9, 10), (11, 12, 13), (7,), (20, 21, 22, 23)]
 REQUESTS = [GenerationRequest(PROMPTS[seed % 4], seed) for seed in range(40)]
 SAMPLING = SamplingSpec(3.0, 20, (1, 2, 3, 4))
 SLIDING = {"sliding_window": 4}
-# Full and sliding attention, positions learned and rotated, and one that remembers a state instead of tokens.
+# Full and sliding attention, positions learned, rotated and by distance, and one that remembers a state instead of tokens.
 KINDS: dict[str, dict[str, Any]] = {
     "Llama": {},
     "Mistral": SLIDING,
@@ -23,6 +23,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "Gemma2": SLIDING,
     "GPT2": {"n_embd": 32, "n_head": 4, "n_layer": 2},
     "Mamba": {},
+    "Bloom": {"n_layer": 2, "n_head": 4},
 }
 
 

@@ -63,27 +63,27 @@ def _padded(prompts: Sequence[tuple[int, ...]], pad: int) -> tuple[Int[Tensor, "
 
 def _prefilled(model: Any, ids: Int[Tensor, "P L"], mask: Int[Tensor, "P L"]) -> dict[str, DynamicCache]:
     """What attention remembers of each prompt but its last token, once for all of its responses, under the name the model
-    takes it by; nothing where a model remembers otherwise (Mamba).
+    takes it by; nothing where a model remembers otherwise (Mamba), or takes no positions (Bloom).
     """
     from transformers import DynamicCache
 
-    if model._is_stateful or not model._supports_default_dynamic_cache():  # what `generate` itself goes by
-        return {}
     parameters = inspect.signature(model.forward).parameters
-    held = {
-        next(name for name in CACHE_NAMES if name in parameters): DynamicCache(config=model.config.get_text_config())
-    }
+    named = [name for name in CACHE_NAMES if name in parameters]
+    # What `generate` itself goes by; and older models take no positions.
+    if (
+        model._is_stateful
+        or not model._supports_default_dynamic_cache()
+        or not named
+        or "position_ids" not in parameters
+    ):
+        return {}
+    held = {named[0]: DynamicCache(config=model.config.get_text_config())}
     if ids.shape[1] > 1:
         before = mask[:, :-1]
         positions = (before.cumsum(-1) - 1).clamp(min=0)
-        model(
-            input_ids=ids[:, :-1],
-            attention_mask=before,
-            position_ids=positions,
-            use_cache=True,
-            logits_to_keep=1,
-            **held,
-        )
+        # Nobody looks at the logits, which would be large.
+        fewest = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
+        model(input_ids=ids[:, :-1], attention_mask=before, position_ids=positions, use_cache=True, **fewest, **held)
     return held
 
 
