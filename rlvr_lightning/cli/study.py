@@ -20,13 +20,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from rlvr_lightning.cli.verbs import fit
+from rlvr_lightning.config.checks import check_kinds, check_least
 from rlvr_lightning.config.compose import compose
 from rlvr_lightning.config.resuming import settled
-from rlvr_lightning.errors import ConfigError, DataError
+from rlvr_lightning.errors import ConfigError, DataError, RLVRError
 from rlvr_lightning.rollout.files import write_whole
 from rlvr_lightning.study.launch import launch, written_to
 from rlvr_lightning.study.report import write_report
-from rlvr_lightning.study.spec import FINISHED, Job, Study
+from rlvr_lightning.study.spec import FINISHED, RUNS, Job, Study
 
 SPEC = "study.yaml"
 # Between two looks at which runs have ended [seconds].
@@ -52,6 +53,7 @@ def study(arguments: Sequence[str]) -> int:
     overrides, options, places = _sorted(arguments)
     settings, folder = _settings([*overrides, *places])
     found = Study.of(settings)
+    _check(found, folder, places)
     _keep(settings, folder)
     failures = _run(found, folder, [*_launcher(options), *places])
     for job, error in failures:
@@ -85,6 +87,18 @@ def _settings(overrides: Sequence[str]) -> tuple[dict[str, Any], Path]:
     return settings, Path(cfg.output_dir).expanduser().resolve()
 
 
+def _check(found: Study, folder: Path, places: Sequence[str]) -> None:
+    """What the last of the methods gets wrong is told before the first run."""
+    first = {job.method: job for job in reversed(found.jobs(folder))}
+    for name, job in first.items():
+        try:
+            cfg = compose([*job.overrides, *places])
+            check_kinds(cfg)
+            check_least(cfg)
+        except RLVRError as error:
+            raise ConfigError(f"study.methods.{name}: {error}") from error
+
+
 def _keep(settings: dict[str, Any], folder: Path) -> None:
     """Write down what the folder is of; another study's is refused, one with more methods or seeds goes on."""
     path = folder / SPEC
@@ -93,7 +107,9 @@ def _keep(settings: dict[str, Any], folder: Path) -> None:
         changed = [
             name
             for name, method in held["methods"].items()
-            if name in settings["methods"] and list(method["overrides"]) != list(settings["methods"][name]["overrides"])
+            if (folder / RUNS / name).exists()
+            and name in settings["methods"]
+            and list(method["overrides"]) != list(settings["methods"][name]["overrides"])
         ]
         if changed or list(held["overrides"]) != list(settings["overrides"]):
             what = f"method {changed[0]}" if changed else "overrides of all runs"

@@ -10,6 +10,7 @@ from typing import Any
 from rlvr_lightning.errors import ConfigError, nearest
 
 FINISHED = "finished.json"
+RUNS = "runs"
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ class Study:
             Job(
                 method,
                 seed,
-                folder / "runs" / method / f"seed_{seed}",
+                folder / RUNS / method / f"seed_{seed}",
                 (*self.methods[method].overrides, *self.overrides, f"seed={seed}"),
             )
             for method, seed in sorted(pairs, key=lambda pair: (self.seeds_of(pair[0]).index(pair[1]), order[pair[0]]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,11 +16,11 @@ import torch
 from omegaconf import OmegaConf
 from studies import STUDY, put
 
-from rlvr_lightning.cli.study import _launcher, run_one, study
+from rlvr_lightning.cli.study import _keep, _launcher, run_one, study
 from rlvr_lightning.errors import ConfigError, DataError
 from rlvr_lightning.study.pulls import Pull, pulls
 from rlvr_lightning.study.runs import Ended, comparisons, read_runs, summaries
-from rlvr_lightning.study.spec import FINISHED, Method, Study
+from rlvr_lightning.study.spec import FINISHED, RUNS, Method, Study
 
 METHODS = {"a": Method(["conf=grpo"]), "b": Method(["conf=archer", "optim.lr=1"], [3, 1], "B")}
 
@@ -243,6 +244,37 @@ def test_without_the_plugin_runs_come_one_after_another(monkeypatch: pytest.Monk
 
     monkeypatch.setattr("rlvr_lightning.cli.study.find_spec", absent)
     assert _launcher([]) == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("regularizer.lp_reg.quantil=0.3", "there is no setting regularizer.lp_reg.quantil"),
+        ("constraint=clip_hihger", "there is no constraint=clip_hihger; did you mean clip_higher"),
+        ("rollout.passes=two", "rollout.passes must be a whole number; got 'two'"),
+    ],
+)
+def test_what_the_last_method_gets_wrong_is_told_before_the_first_run(wrong: str, message: str, tmp_path: Path) -> None:
+    text = STUDY.replace("regularizer.lp_reg.quantile=0.3", wrong)
+    assert text != STUDY
+    line = command(tmp_path)
+    put(tmp_path / "conf", text)
+    with pytest.raises(ConfigError, match=re.escape(f"study.methods.lp_reg: {message}")):
+        study(line[4:])
+    # Nothing is written: mended, the same command begins.
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_method_that_has_no_run_yet_may_be_changed(tmp_path: Path) -> None:
+    settings = {"overrides": [], "methods": {"one": {"overrides": ["a=1"]}, "two": {"overrides": ["b=1"]}}}
+    _keep(settings, tmp_path)
+    (tmp_path / RUNS / "one").mkdir(parents=True)
+    settings["methods"]["two"]["overrides"] = ["b=2"]  # type: ignore[call-overload, index]
+    _keep(settings, tmp_path)
+    assert OmegaConf.load(tmp_path / "study.yaml").methods.two.overrides == ["b=2"]
+    settings["methods"]["one"]["overrides"] = ["a=2"]  # type: ignore[call-overload, index]
+    with pytest.raises(ConfigError, match="with other settings .method one."):
+        _keep(settings, tmp_path)
 
 
 def test_what_is_no_study_is_told_in_one_line(tmp_path: Path) -> None:
