@@ -81,7 +81,7 @@ MISTAKES = [
     ((*FIT, "rollout.temperature=0"), "rollout.temperature must be above 0; got 0"),
     ((*FIT, "rollout.prompts_per_step=7"), "rollout.prompts_per_step=7 must divide rollout.prompts_per_epoch=32"),
     ((*FIT, "task=jsonl"), "task.path must be given: task.path=..."),
-    ((*FIT, "task=jsonl", "task.path=nowhere.jsonl"), "nowhere.jsonl does not exist"),
+    ((*FIT, "task=jsonl", "task.path=nowhere.jsonl"), "task.path=nowhere.jsonl does not exist"),
     (
         (*FIT, "model.path=/nowhere"),
         "model.path=/nowhere does not exist: give a Hugging Face folder, or a bundled model (tiny, sparks, countdown)",

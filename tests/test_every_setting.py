@@ -449,7 +449,15 @@ ROWS = {
 TASKS: Table = {
     "task/arithmetic": (
         ("task.num_train=50",),
-        {"num_terms": 3, "max_operand": 9, "max_value": 40, "num_train": 49, "num_held_out": 5, "seed": 1},
+        {
+            "num_terms": 3,
+            "max_operand": 9,
+            "max_value": 40,
+            "num_train": 49,
+            "num_held_out": 5,
+            "seed": 1,
+            "template": "Say {problem}",
+        },
     ),
     "task/sparks": (
         ("task.num_train=50",),

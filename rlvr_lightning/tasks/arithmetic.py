@@ -52,9 +52,10 @@ class Arithmetic:
         num_train: problems to learn from (they are made when asked for).
         num_held_out: problems to validate on.
         seed: of both sets.
+        template: the user message; `{problem}` stands for the chain (`7+12-5=`).
 
     Raises:
-        ConfigError: a number is out of range.
+        ConfigError: a number is out of range, or the template lacks `{problem}`.
     """
 
     def __init__(
@@ -65,7 +66,10 @@ class Arithmetic:
         num_train: int = 20_000,
         num_held_out: int = 64,
         seed: int = 0,
+        template: str = "{problem}",
     ) -> None:
+        if "{problem}" not in template:
+            raise ConfigError(f"task.template must contain {{problem}}; got {template!r}")
         for name, value, least in (
             ("num_terms", num_terms, 2),
             ("max_operand", max_operand, 1),
@@ -77,6 +81,7 @@ class Arithmetic:
                 raise ConfigError(f"Arithmetic.{name} must be at least {least}; got {value}")
         self.num_terms, self.max_operand, self.max_value = num_terms, max_operand, max_value
         self.num_train, self.num_held_out, self.seed = num_train, num_held_out, seed
+        self.template = template
 
     def draw(self, rng: random.Random) -> Chain:
         """One chain, from either set."""
@@ -116,9 +121,8 @@ class Arithmetic:
         chains = distinct("Arithmetic", draw, seed=self.seed, count=count, held_out=held_out, larger=larger)
         return [self._problem(chain) for chain in chains]
 
-    @staticmethod
-    def _problem(chain: Chain) -> Problem:
-        message = {"role": "user", "content": chain.expression}
+    def _problem(self, chain: Chain) -> Problem:
+        message = {"role": "user", "content": self.template.replace("{problem}", chain.expression)}
         return Problem(id=chain.expression, messages=(message,), answer=str(chain.solve()[1]))
 
 

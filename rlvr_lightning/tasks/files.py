@@ -15,25 +15,30 @@ from rlvr_lightning.errors import DataError, MissingDependencyError
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 
 
-def read_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def read_rows(path: Path, setting: str | None = None) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Each row of a file, and where it stands (`file, line 7`).
+
+    Args:
+        path: of the file.
+        setting: that names it, told with what is wrong with it; None for none.
 
     Raises:
         DataError: the file is missing, of another kind, or a line is no JSON object.
         MissingDependencyError: Parquet without pyarrow.
     """
+    named = str(path) if setting is None else f"{setting}={path}"
     if path.is_dir():
-        raise DataError(f"{path} is a folder: task.path takes a file ({', '.join(SUFFIXES)})")
+        raise DataError(f"{named} is a folder: give a file ({', '.join(SUFFIXES)})")
     if not path.is_file():
         siblings = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
         close = difflib.get_close_matches(path.name, siblings, n=1, cutoff=0.5)
-        raise DataError(f"{path} does not exist" + (f"; did you mean {path.parent / close[0]}?" if close else ""))
+        raise DataError(f"{named} does not exist" + (f"; did you mean {path.parent / close[0]}?" if close else ""))
     if path.name.endswith(".parquet"):
         yield from _parquet(path)
     elif path.name.endswith((".jsonl", ".jsonl.gz")):
         yield from _json_lines(path)
     else:
-        raise DataError(f"{path} is of no known kind: task.path takes {', '.join(SUFFIXES)}")
+        raise DataError(f"{named} is of no known kind: there are {', '.join(SUFFIXES)}")
 
 
 def _json_lines(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -120,7 +120,7 @@ def _is_range(difficulty: Sequence[float]) -> bool:
 
 
 def _questions(path: str, form: RowFormat) -> list[Text]:
-    rows = read_rows(Path(path).expanduser())
+    rows = read_rows(Path(path).expanduser(), "task.evaluation_paths")
     texts = []
     for where, row in rows:
         name = row.get(form.id_field)
@@ -131,7 +131,7 @@ def _questions(path: str, form: RowFormat) -> list[Text]:
 
 
 def _of_difficulty(train: Sequence[Problem], low: float, high: float, path: str) -> tuple[list[Problem], str]:
-    rates = {problem.id: problem.solve_rate for problem in read_outcomes(Path(path).expanduser())}
+    rates = {problem.id: problem.solve_rate for problem in read_outcomes(Path(path).expanduser(), "task.solve_rates")}
     measured = {problem.id: rate for problem in train if (rate := rates.get(problem.id)) is not None}
     if not measured:
         raise DataError(f"task.solve_rates={path} has a verdict on none of the {len(train)} training problems")

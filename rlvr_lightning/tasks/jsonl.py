@@ -55,16 +55,16 @@ class JsonlTask:
     ) -> None:
         screening = Screening(decontaminate, evaluation_paths, difficulty, solve_rates)
         form = RowFormat(problem_field, answer_field, id_field, answer_pattern, system, template)
-        train = self._read(path, form)
-        apart = None if held_out_path is None else self._read(held_out_path, form)
+        train = self._read(path, form, "task.path")
+        apart = None if held_out_path is None else self._read(held_out_path, form, "task.held_out_path")
         train, self._held_out = divide(train, held_out, limit, seed, apart)
         # All of an evaluation file counts, also what is not validated on.
         train, self.hygiene = screening.apply(train, self._held_out if apart is None else apart, form)
         self._train = train[:limit]
 
     @staticmethod
-    def _read(path: str, form: RowFormat) -> list[Problem]:
-        return to_problems(_once(read_rows(Path(path).expanduser()), form), form, path)
+    def _read(path: str, form: RowFormat, setting: str) -> list[Problem]:
+        return to_problems(_once(read_rows(Path(path).expanduser(), setting), form), form, path)
 
     def train(self) -> Sequence[Problem]:
         """Problems to learn from."""

@@ -12,7 +12,7 @@ from rlvr_lightning.tasks.files import read_rows
 from rlvr_lightning.types import Outcomes, Rollout
 
 
-def read_outcomes(path: Path) -> list[Outcomes]:
+def read_outcomes(path: Path, setting: str | None = None) -> list[Outcomes]:
     """The problems of a file, in its order.
 
     Args:
@@ -20,12 +20,13 @@ def read_outcomes(path: Path) -> list[Outcomes]:
             them may be absent), and `cluster` where it has one; or, with a `version` besides, a group of its responses each,
             which add up; or a response each: `problem_id`, `correct`, `reward`. None stands for a response without a
             verdict.
+        setting: that names it, told with what is wrong with it; None for none.
 
     Raises:
         DataError: the file is missing or empty, a row is of neither form, or a problem stands there twice.
     """
     problems: dict[str, Outcomes] = {}
-    for where, row in read_rows(path):
+    for where, row in read_rows(path, setting):
         if "problem_id" in row:
             verdict, reward = _verdicts([row.get("correct")], where), _rewards([row.get("reward")], where)
             found = Outcomes(str(row["problem_id"]), verdict, reward, cluster_of(row))

@@ -95,6 +95,7 @@ def test_drawn_for_training_is_never_held_out() -> None:
         ({"max_operand": 0}, r"Arithmetic\.max_operand must be at least 1; got 0"),
         ({"max_value": 19}, r"Arithmetic\.max_value must be at least 20; got 19"),
         ({"num_train": 0}, r"Arithmetic\.num_train must be at least 1; got 0"),
+        ({"template": "Compute this."}, r"task\.template must contain {problem}; got 'Compute this\.'"),
         ({"num_held_out": -1}, r"Arithmetic\.num_held_out must be at least 0; got -1"),
     ],
 )
@@ -110,3 +111,12 @@ def test_too_many_problems_asked_for() -> None:
 
 def test_no_held_out_problems() -> None:
     assert Arithmetic(num_held_out=0).held_out() == []
+
+
+def test_the_template_words_the_question_and_changes_nothing_else() -> None:
+    plain, worded = (
+        Arithmetic(num_train=5, num_held_out=3, **more) for more in ({}, {"template": "Only the number: {problem}"})
+    )  # type: ignore[arg-type]
+    for before, after in zip([*plain.train(), *plain.held_out()], [*worded.train(), *worded.held_out()], strict=True):
+        assert (after.id, after.answer) == (before.id, before.answer)
+        assert after.messages == ({"role": "user", "content": f"Only the number: {before.messages[0]['content']}"},)

@@ -126,9 +126,19 @@ def test_missing_file_names_the_nearest(tmp_path: Path) -> None:
         JsonlTask(str(tmp_path / "nowhere" / "b.jsonl"))
 
 
+@pytest.mark.parametrize("setting", ["path", "held_out_path", "evaluation_paths", "solve_rates"])
+def test_a_missing_file_is_told_with_the_setting_that_names_it(setting: str, tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", ROWS)
+    none = str(tmp_path / "none.jsonl")
+    screened = {"evaluation_paths": {"decontaminate": True}, "solve_rates": {"difficulty": [0, 1]}}.get(setting, {})
+    named = {setting: [none] if setting == "evaluation_paths" else none}
+    with pytest.raises(DataError, match=f"^task.{setting}={none} does not exist"):
+        JsonlTask(**{"path": str(tmp_path / "a.jsonl"), "held_out": 1, **screened, **named})  # type: ignore[arg-type]
+
+
 def test_unknown_kind(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("problem,answer\n")
-    with pytest.raises(DataError, match=r"a\.csv is of no known kind: task\.path takes \.jsonl, \.jsonl\.gz, "):
+    with pytest.raises(DataError, match=r"task\.path=.*a\.csv is of no known kind: there are \.jsonl, \.jsonl\.gz, "):
         JsonlTask(str(tmp_path / "a.csv"))
 
 
