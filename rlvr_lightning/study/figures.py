@@ -52,8 +52,7 @@ def _curves(
             curves = [points for run in runs if run.method == method for points in _lines(run, series)]
             if not curves:
                 continue
-            steps = sorted(set.intersection(*(set(dict(points)) for points in curves)))
-            values = np.array([[dict(points)[step] for step in steps] for points in curves])
+            steps, values = side_by_side(curves)
             low, middle, high = np.quantile(values, [0.25, 0.5, 0.75], axis=0)
             color = f"C{place}"
             axis.plot(steps, middle, color=color, label=f"{study.title_of(method)} ({len(curves)})", linewidth=1.4)
@@ -64,6 +63,24 @@ def _curves(
         axis.grid(alpha=0.3)
     axes[0].legend(fontsize="x-small")
     return _save(figure, path)
+
+
+def side_by_side(curves: Sequence[Points]) -> tuple[list[int], np.ndarray]:
+    """Several runs' values at the same steps.
+
+    A step of which one run has nothing to tell, such as the entropy where all groups were dropped, lies on the line between its
+    neighbours.
+
+    Args:
+        curves: a run each, none of them empty.
+
+    Returns:
+        The steps that any run has, as far as all of them reach, and the values, `(runs, steps)`.
+    """
+    first, last = max(points[0][0] for points in curves), min(points[-1][0] for points in curves)
+    steps = sorted({step for points in curves for step, _ in points if first <= step <= last})
+    at = [([step for step, _ in points], [value for _, value in points]) for points in curves]
+    return steps, np.array([np.interp(steps, known, values) for known, values in at])
 
 
 def _lines(run: Ended, series: str) -> list[Points]:

@@ -18,6 +18,7 @@ from studies import STUDY, put
 
 from rlvr_lightning.cli.study import _keep, _launcher, run_one, study
 from rlvr_lightning.errors import ConfigError, DataError
+from rlvr_lightning.study.figures import side_by_side
 from rlvr_lightning.study.pulls import Pull, pulls
 from rlvr_lightning.study.runs import Ended, comparisons, read_runs, summaries
 from rlvr_lightning.study.spec import FINISHED, RUNS, Method, Study
@@ -128,6 +129,12 @@ def test_pulls_are_summed_up_by_hand() -> None:
     (unsampled,) = pulls(spec(), [Ended("a", 1, {"policy/force/x": [(0, 2.0)]})])
     assert (unsampled.early, unsampled.late) == (2.0, 2.0)
     assert math.isnan(unsampled.sampled)
+
+
+def test_a_step_of_which_a_run_has_nothing_to_tell_lies_between_its_neighbours() -> None:
+    steps, values = side_by_side([[(1, 1.0), (2, 5.0), (3, 2.0), (5, 4.0)], [(2, 0.0), (4, 1.0), (5, 3.0), (6, 9.0)]])
+    assert steps == [2, 3, 4, 5]
+    assert values.tolist() == [[5.0, 2.0, 3.0, 4.0], [0.0, 0.5, 1.0, 3.0]]
 
 
 def command(tmp_path: Path, *more: str) -> list[str]:
