@@ -18,8 +18,8 @@ def read_outcomes(path: Path, setting: str | None = None) -> list[Outcomes]:
     Args:
         path: JSON lines (gzipped or not) or Parquet. Either a problem each: `id`, lists `correct` and `rewards` (one of
             them may be absent), and `cluster` where it has one; or, with a `version` besides, a group of its responses each,
-            which add up; or a response each: `problem_id`, `correct`, `reward`. None stands for a response without a
-            verdict.
+            which add up; or a response each: `problem_id` (in a run's own records `id` and `sample`), `correct`, `reward`.
+            None stands for a response without a verdict.
         setting: that names it, told with what is wrong with it; None for none.
 
     Raises:
@@ -27,9 +27,11 @@ def read_outcomes(path: Path, setting: str | None = None) -> list[Outcomes]:
     """
     problems: dict[str, Outcomes] = {}
     for where, row in read_rows(path, setting):
-        if "problem_id" in row:
+        # A run's own records call the problem `id` and number its responses.
+        response_of = row.get("problem_id", row.get("id") if "sample" in row else None)
+        if response_of is not None:
             verdict, reward = _verdicts([row.get("correct")], where), _rewards([row.get("reward")], where)
-            found = Outcomes(str(row["problem_id"]), verdict, reward, cluster_of(row))
+            found = Outcomes(str(response_of), verdict, reward, cluster_of(row))
         else:
             found = _problem(where, row)
             if found.id in problems and "version" not in row:

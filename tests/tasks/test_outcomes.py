@@ -43,6 +43,17 @@ def test_responses_are_gathered_by_problem(tmp_path: Path) -> None:
     ]
 
 
+def test_a_runs_own_records_are_a_response_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "version_00000000.rank_0_of_1.jsonl"
+    rows = [
+        {"id": "a", "sample": 0, "correct": True, "reward": 1.0, "response": "1"},
+        {"id": "b", "sample": 0, "correct": False, "reward": 0.0},
+        {"id": "a", "sample": 1, "correct": None, "reward": None},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert read_outcomes(path) == [Outcomes("a", (True, None), (1.0, None)), Outcomes("b", (False,), (0.0,))]
+
+
 def test_a_solve_rate_is_of_the_responses_with_a_verdict() -> None:
     rates = [problem.solve_rate for problem in PROBLEMS]
     assert rates == [0.5, 0.0, None, 0.5]
