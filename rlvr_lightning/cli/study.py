@@ -83,20 +83,20 @@ def _settings(overrides: Sequence[str]) -> tuple[dict[str, Any], Path]:
     if not any(item.startswith("study=") for item in chosen):
         raise ConfigError("study needs conf=NAME, or report=DIR of one that was run")
     cfg = compose(chosen, "study")
-    settings = cast(dict[str, Any], OmegaConf.to_container(cfg.study, resolve=True))
+    settings = cast(dict[str, Any], OmegaConf.to_container(cfg.study))
     return settings, Path(cfg.output_dir).expanduser().resolve()
 
 
 def _check(found: Study, folder: Path, places: Sequence[str]) -> None:
     """What the last of the methods gets wrong is told before the first run."""
-    first = {job.method: job for job in reversed(found.jobs(folder))}
-    for name, job in first.items():
+    # The first seed of each method comes before all others.
+    for job in found.jobs(folder)[: len(found.methods)]:
         try:
             cfg = compose([*job.overrides, *places])
             check_kinds(cfg)
             check_least(cfg)
         except RLVRError as error:
-            raise ConfigError(f"study.methods.{name}: {error}") from error
+            raise ConfigError(f"study.methods.{job.method}: {error}") from error
 
 
 def _keep(settings: dict[str, Any], folder: Path) -> None:
@@ -104,14 +104,14 @@ def _keep(settings: dict[str, Any], folder: Path) -> None:
     path = folder / SPEC
     if path.exists():
         held = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(path)))
+        begun = [name for name in held["methods"] if (folder / RUNS / name).exists()]
         changed = [
             name
-            for name, method in held["methods"].items()
-            if (folder / RUNS / name).exists()
-            and name in settings["methods"]
-            and list(method["overrides"]) != list(settings["methods"][name]["overrides"])
+            for name in begun
+            if name in settings["methods"]
+            and list(held["methods"][name]["overrides"]) != list(settings["methods"][name]["overrides"])
         ]
-        if changed or list(held["overrides"]) != list(settings["overrides"]):
+        if changed or (begun and list(held["overrides"]) != list(settings["overrides"])):
             what = f"method {changed[0]}" if changed else "overrides of all runs"
             raise ConfigError(f"output_dir={folder} holds a study with other settings ({what}): choose another folder")
     folder.mkdir(parents=True, exist_ok=True)

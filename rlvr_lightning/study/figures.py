@@ -28,8 +28,10 @@ def draw_figures(study: Study, runs: Sequence[Ended], folder: Path) -> list[Path
     made = []
     if study.shown:
         made.append(_curves(study, runs, study.shown, panels, folder / "shown.png"))
-    for number, start in enumerate(range(0, len(names), MOST_LINES), 1):
-        shown = names[start : start + MOST_LINES]
+    # All methods in one figure already: none more.
+    others = [] if set(names) <= set(study.shown) else names
+    for number, start in enumerate(range(0, len(others), MOST_LINES), 1):
+        shown = others[start : start + MOST_LINES]
         made.append(_curves(study, runs, shown, panels, folder / f"curves_{number}.png"))
     pulling = [name for name in names if any(run.method == name and run.beginning(FORCE) for run in runs)]
     if pulling:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from rlvr_lightning.errors import ConfigError
 from rlvr_lightning.tasks.procedural import distinct, is_held_out
+from rlvr_lightning.tasks.rows import check_template
 from rlvr_lightning.types import Problem
 
 
@@ -68,8 +69,7 @@ class Arithmetic:
         seed: int = 0,
         template: str = "{problem}",
     ) -> None:
-        if "{problem}" not in template:
-            raise ConfigError(f"task.template must contain {{problem}}; got {template!r}")
+        check_template(template)
         for name, value, least in (
             ("num_terms", num_terms, 2),
             ("max_operand", max_operand, 1),

@@ -15,6 +15,16 @@ from rlvr_lightning.types import Problem
 FIELD = r"\{row\.(\w+(?:\.\w+)*)\}"
 
 
+def check_template(template: str) -> None:
+    """Does it say where the question goes?
+
+    Raises:
+        ConfigError: it does not.
+    """
+    if "{problem}" not in template:
+        raise ConfigError(f"task.template must contain {{problem}}; got {template!r}")
+
+
 @dataclass(frozen=True)
 class RowFormat:
     """Which field is what, and how a problem is put to the model.
@@ -40,8 +50,7 @@ class RowFormat:
     template: str = "{problem}"
 
     def __post_init__(self) -> None:
-        if "{problem}" not in self.template:
-            raise ConfigError(f"task.template must contain {{problem}}; got {self.template!r}")
+        check_template(self.template)
         self._check_fields()
         if self.answer_pattern is not None:
             try:

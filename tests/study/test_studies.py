@@ -18,7 +18,7 @@ FILES = sorted((config_dir() / "study").glob("*.yaml"))
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_every_run_of_a_study_can_be_composed(file: Path) -> None:
-    settings = OmegaConf.to_container(OmegaConf.load(file))
+    settings = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
     study = Study.of(settings)  # type: ignore[arg-type]
     assert study.name == file.stem
     seen = {}

@@ -16,9 +16,10 @@ import torch
 from omegaconf import OmegaConf
 from studies import STUDY, put
 
-from rlvr_lightning.cli.study import _keep, _launcher, run_one, study
+from rlvr_lightning.cli.study import _keep, _launcher, _settings, run_one, study
+from rlvr_lightning.config.compose import compose
 from rlvr_lightning.errors import ConfigError, DataError
-from rlvr_lightning.study.figures import side_by_side
+from rlvr_lightning.study.figures import draw_figures, side_by_side
 from rlvr_lightning.study.pulls import Pull, pulls
 from rlvr_lightning.study.runs import Ended, comparisons, read_runs, summaries
 from rlvr_lightning.study.spec import FINISHED, RUNS, Method, Study
@@ -135,6 +136,23 @@ def test_a_step_of_which_a_run_has_nothing_to_tell_lies_between_its_neighbours()
     steps, values = side_by_side([[(1, 1.0), (2, 5.0), (3, 2.0), (5, 4.0)], [(2, 0.0), (4, 1.0), (5, 3.0), (6, 9.0)]])
     assert steps == [2, 3, 4, 5]
     assert values.tolist() == [[5.0, 2.0, 3.0, 4.0], [0.0, 0.5, 1.0, 3.0]]
+
+
+@pytest.mark.parametrize(
+    ("shown", "drawn"),
+    [([], ["curves_1.png"]), (["a"], ["shown.png", "curves_1.png"]), (["a", "b"], ["shown.png"])],
+)
+def test_what_is_shown_as_a_whole_is_not_drawn_twice(shown: list[str], drawn: list[str], tmp_path: Path) -> None:
+    runs = [Ended(name, 1, {"val/avg_at_k": [(1, 0.5), (2, 0.6)]}) for name in METHODS]
+    assert [path.name for path in draw_figures(spec(shown=shown), runs, tmp_path)] == drawn
+
+
+def test_a_study_names_no_place_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SMOLLM2", "/some/folder")
+    settings, _ = _settings(["conf=smollm2"])
+    assert "/some/folder" not in str(settings)
+    (job, *_) = Study.of(settings).jobs(Path("out"))
+    assert compose(job.overrides).model.path == "/some/folder"
 
 
 def command(tmp_path: Path, *more: str) -> list[str]:
@@ -274,11 +292,14 @@ def test_what_the_last_method_gets_wrong_is_told_before_the_first_run(wrong: str
 
 def test_a_method_that_has_no_run_yet_may_be_changed(tmp_path: Path) -> None:
     settings = {"overrides": [], "methods": {"one": {"overrides": ["a=1"]}, "two": {"overrides": ["b=1"]}}}
+    _keep({**settings, "overrides": ["c=0"]}, tmp_path)
     _keep(settings, tmp_path)
     (tmp_path / RUNS / "one").mkdir(parents=True)
     settings["methods"]["two"]["overrides"] = ["b=2"]  # type: ignore[call-overload, index]
     _keep(settings, tmp_path)
     assert OmegaConf.load(tmp_path / "study.yaml").methods.two.overrides == ["b=2"]
+    with pytest.raises(ConfigError, match="with other settings .overrides of all runs."):
+        _keep({**settings, "overrides": ["c=1"]}, tmp_path)
     settings["methods"]["one"]["overrides"] = ["a=2"]  # type: ignore[call-overload, index]
     with pytest.raises(ConfigError, match="with other settings .method one."):
         _keep(settings, tmp_path)
