@@ -24,6 +24,8 @@ def draw_figures(study: Study, runs: Sequence[Ended], folder: Path) -> list[Path
     panels = [("avg@k on held-out problems", ACCURACY, "linear"), ("entropy [nats]", ENTROPY, "linear")]
     if study.probe is not None:
         panels.insert(1, (f"probability of the {study.probe}", f"val/probe/{study.probe}", "log"))
+    known = {series for _, series, _ in panels}
+    panels += [(title, series, "linear") for title, series in study.also.items() if series not in known]
     names = [name for name in study.methods if any(run.method == name for run in runs)]
     made = []
     if study.shown:

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rlvr_lightning.study.runs import Ended
+from rlvr_lightning.study.runs import Ended, tenth
 from rlvr_lightning.study.spec import Study
 
 # How strongly a regularizer pulls at its tokens, over the policy gradient: at all their logits, and at the sampled token's.
@@ -44,16 +44,12 @@ def pulls(study: Study, runs: Sequence[Ended]) -> list[Pull]:
                 Pull(
                     method,
                     name,
-                    _median_of_means([values[: _tenth(values)] for values in curves]),
-                    _median_of_means([values[-_tenth(values) :] for values in curves]),
+                    _median_of_means([values[: tenth(values)] for values in curves]),
+                    _median_of_means([values[-tenth(values) :] for values in curves]),
                     _median_of_means(sampled),
                 )
             )
     return found
-
-
-def _tenth(values: Sequence[float]) -> int:
-    return max(1, round(len(values) / 10))
 
 
 def _median_of_means(curves: Sequence[Sequence[float]]) -> float:

@@ -20,12 +20,12 @@ from rlvr_lightning.study.runs import (
     read_runs,
     summaries,
 )
-from rlvr_lightning.study.spec import Study
+from rlvr_lightning.study.spec import COMPARED, Study
 
 Row = Sequence[str]
 METHODS = ("method", "seeds", "avg@k", "s.d.", "pass@k", "area", "escaped", "95 % interval")
 PULLED = ("method", "regularizer", "early", "late", "at the sampled token")
-COMPARED = ("method", "pairs", "difference", "p", "corrected p", "")
+AGAINST = ("method", "pairs", "difference", "p", "corrected p", "")
 STYLE = (
     "body{font-family:sans-serif;max-width:72em;margin:2em auto;padding:0 1em}table{border-collapse:collapse}"
     "td,th{padding:.2em .8em;border-bottom:1px solid #ccc;text-align:left}img{max-width:100%}"
@@ -37,6 +37,7 @@ def write_report(study: Study, folder: Path) -> Path:
 
     Raises:
         DataError: no run is finished.
+        ConfigError: see `read_runs`.
     """
     runs = read_runs(study, folder)
     if not runs:
@@ -46,7 +47,7 @@ def write_report(study: Study, folder: Path) -> Path:
     forces = pulls(study, runs)
     tables = [
         _methods(study, found),
-        _compared(study, compared),
+        *(_compared(study, compared, of) for of in (COMPARED, *study.also)),
         *([_forces(study, forces)] if forces else []),
         _settings(study, found),
     ]
@@ -65,7 +66,7 @@ Table = tuple[str, Row, Sequence[Row]]
 
 
 def _methods(study: Study, found: Sequence[Summary]) -> Table:
-    head = [*METHODS, *([study.probe] if study.probe else [])]
+    head = [*METHODS, *([study.probe] if study.probe else []), *study.also]
     rows = [
         [
             study.title_of(one.method),
@@ -77,13 +78,14 @@ def _methods(study: Study, found: Sequence[Summary]) -> Table:
             f"{one.escaped} of {len(one.seeds)}",
             f"{one.share[0]:.2f} to {one.share[1]:.2f}",
             *([] if study.probe is None else ["" if one.probe is None else f"{one.probe:.2g}"]),
+            *("" if math.isnan(value) else f"{value:.3f}" for value in one.also.values()),
         ]
         for one in found
     ]
     return "Methods", head, rows
 
 
-def _compared(study: Study, compared: Sequence[Comparison]) -> Table:
+def _compared(study: Study, compared: Sequence[Comparison], of: str) -> Table:
     rows = [
         [
             study.title_of(one.method),
@@ -94,8 +96,10 @@ def _compared(study: Study, compared: Sequence[Comparison]) -> Table:
             "too few pairs" if math.isnan(one.corrected) else "differs" if one.claimed else "",
         ]
         for one in compared
+        if one.of == of
     ]
-    return f"Against {study.title_of(study.baseline)}", COMPARED, rows
+    what = "" if of == COMPARED else f": {of}"
+    return f"Against {study.title_of(study.baseline)}{what}", AGAINST, rows
 
 
 def _forces(study: Study, found: Sequence[Pull]) -> Table:
@@ -117,10 +121,13 @@ def _intro(study: Study, runs: int, unfinished: int) -> str:
 
 
 def _note(study: Study, compared: Sequence[Comparison]) -> str:
-    claimed = [study.title_of(one.method) for one in compared if one.claimed]
+    claimed = [
+        study.title_of(one.method) + ("" if one.of == COMPARED else f" ({one.of})") for one in compared if one.claimed
+    ]
     told = ", ".join(claimed) if claimed else "none"
+    also = f"; {', '.join(study.also)}: the mean over the last tenth of what was logged" if study.also else ""
     return (
-        f"At the end of a run: avg@k, pass@k; area is avg@k over the steps, in the mean. A run has escaped where avg@k is above "
+        f"At the end of a run: avg@k, pass@k; area is avg@k over the steps, in the mean{also}. A run has escaped where avg@k is above "
         f"{study.success:g}; the interval is Clopper and Pearson's. Methods are compared over equal seeds by the exact randomization test, "
         f"corrected for the number of comparisons (Holm) that have pairs enough to be "
         f"told from chance (Tarone). Different from {study.title_of(study.baseline)} at {SIGNIFICANCE:g}: {told}."

@@ -10,8 +10,9 @@ from itertools import pairwise
 from pathlib import Path
 
 from rlvr_lightning.callbacks.outputs import read_series
+from rlvr_lightning.errors import ConfigError, nearest
 from rlvr_lightning.evaluation.statistics.exact import MOST_PAIRS, exact_share, holm, least_p, sign_flip_p, within_reach
-from rlvr_lightning.study.spec import Study
+from rlvr_lightning.study.spec import COMPARED, Study
 
 Points = list[tuple[int, float]]
 ACCURACY, ANY = "val/avg_at_k", "val/pass_at_k"
@@ -38,6 +39,11 @@ class Ended:
         points = self.series.get(name)
         return points[-1][1] if points else None
 
+    def end(self, name: str) -> float | None:
+        """A series' mean over the last tenth of its points; None where there is none."""
+        values = [value for _, value in self.series.get(name, [])]
+        return statistics.fmean(values[-tenth(values) :]) if values else None
+
     def beginning(self, prefix: str) -> dict[str, Points]:
         """Series right below a name, by what follows it."""
         below = {name.removeprefix(prefix): points for name, points in self.series.items() if name.startswith(prefix)}
@@ -59,9 +65,23 @@ class Ended:
         )
 
 
+def tenth(values: Sequence[float]) -> int:
+    """How many values are a tenth of them; at least one."""
+    return max(1, round(len(values) / 10))
+
+
 def read_runs(study: Study, folder: Path) -> list[Ended]:
-    """Every finished run."""
-    return [Ended(job.method, job.seed, read_series(job.folder)) for job in study.jobs(folder) if job.finished]
+    """Every finished run.
+
+    Raises:
+        ConfigError: what the study compares by besides avg@k was logged by none of them.
+    """
+    runs = [Ended(job.method, job.seed, read_series(job.folder)) for job in study.jobs(folder) if job.finished]
+    logged = sorted({name for run in runs for name in run.series})
+    for title, series in study.also.items():
+        if runs and series not in logged:
+            raise ConfigError(f"study.also.{title}={series} was logged by no run; {nearest(series, logged)}")
+    return runs
 
 
 @dataclass(frozen=True)
@@ -77,6 +97,7 @@ class Summary:
         escaped: runs whose last avg@k is above the study's `success`.
         share: the interval of their probability (95 %, Clopper and Pearson).
         probe: median of the probe at the end, or None.
+        also: means over the runs of the study's further numbers, by title; nan where no run has one.
     """
 
     method: str
@@ -88,6 +109,7 @@ class Summary:
     escaped: int
     share: tuple[float, float]
     probe: float | None
+    also: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -96,13 +118,15 @@ class Comparison:
 
     Args:
         method: its name.
+        of: what is compared: avg@k at the end, or one of the study's further numbers.
         pairs: seeds that both have.
-        difference: of the last avg@k, in the mean.
+        difference: in the mean.
         p_value: of the exact randomization test; nan without a pair.
         corrected: the same, for as many comparisons as could be told from chance (Tarone, Holm); nan where so few pairs could not.
     """
 
     method: str
+    of: str
     pairs: int
     difference: float
     p_value: float
@@ -135,24 +159,38 @@ def summaries(study: Study, runs: Sequence[Ended]) -> list[Summary]:
                 escaped,
                 exact_share(escaped, len(own)),
                 statistics.median(probes) if probes else None,
+                {title: _mean([run.end(series) for run in own]) for title, series in study.also.items()},
             )
         )
     return found
 
 
+def _mean(values: Sequence[float | None]) -> float:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else math.nan
+
+
 def comparisons(study: Study, runs: Sequence[Ended]) -> list[Comparison]:
-    """Every other method against the baseline, over the seeds both have."""
-    ends = {(run.method, run.seed): run.accuracy for run in runs}
-    differences: dict[str, list[float]] = {}
-    for method in study.methods:
-        seeds = [seed for name, seed in ends if name == method and (study.baseline, seed) in ends]
-        if method != study.baseline and seeds:
-            paired = [ends[method, seed] - ends[study.baseline, seed] for seed in sorted(seeds)[:MOST_PAIRS]]
-            differences[method] = paired
-    p_values = {method: sign_flip_p(paired) for method, paired in differences.items()}
-    family = within_reach({method: least_p(len(paired)) for method, paired in differences.items()}, SIGNIFICANCE)
-    corrected = holm({method: value for method, value in p_values.items() if method in family})
+    """Every other method against the baseline, over the seeds both have: by avg@k, then by the study's further numbers; all of them
+    are one family of comparisons."""
+    outcomes = {COMPARED: {(run.method, run.seed): run.accuracy for run in runs}}
+    for title, series in study.also.items():
+        outcomes[title] = {(run.method, run.seed): value for run in runs if (value := run.end(series)) is not None}
+    differences = {
+        (method, title): paired
+        for title, ends in outcomes.items()
+        for method in study.methods
+        if method != study.baseline and (paired := _paired(ends, method, study.baseline))
+    }
+    p_values = {key: sign_flip_p(paired) for key, paired in differences.items()}
+    family = within_reach({key: least_p(len(paired)) for key, paired in differences.items()}, SIGNIFICANCE)
+    corrected = holm({key: value for key, value in p_values.items() if key in family})
     return [
-        Comparison(method, len(paired), statistics.fmean(paired), p_values[method], corrected.get(method, math.nan))
-        for method, paired in differences.items()
+        Comparison(*key, len(paired), statistics.fmean(paired), p_values[key], corrected.get(key, math.nan))
+        for key, paired in differences.items()
     ]
+
+
+def _paired(ends: Mapping[tuple[str, int], float], method: str, baseline: str) -> list[float]:
+    seeds = sorted(seed for name, seed in ends if name == method and (baseline, seed) in ends)
+    return [ends[method, seed] - ends[baseline, seed] for seed in seeds[:MOST_PAIRS]]

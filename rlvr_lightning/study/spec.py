@@ -11,6 +11,8 @@ from rlvr_lightning.errors import ConfigError, nearest
 
 FINISHED = "finished.json"
 RUNS = "runs"
+# What methods are always compared by.
+COMPARED = "avg@k"
 
 
 @dataclass(frozen=True)
@@ -65,9 +67,10 @@ class Study:
         probe: of the task, shown in the table and over the steps; None for none.
         threads: of a run; results do not depend on the machine's number of cores.
         shown: methods of a figure of their own, which shows the point; none for no such figure.
+        also: what methods are compared by besides avg@k, in tables and figures: series of the log by title.
 
     Raises:
-        ConfigError: there is no method, no seed, no such baseline, or no such method to show.
+        ConfigError: there is no method, no seed, no such baseline, or no such method to show; `also` names no series by title.
     """
 
     name: str
@@ -80,12 +83,17 @@ class Study:
     probe: str | None = None
     threads: int = 1
     shown: Sequence[str] = ()
+    also: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for key, names in (("baseline", [self.baseline]), ("shown", self.shown)):
             for name in names:
                 if name not in self.methods:
                     raise ConfigError(f"study.{key}={name} is none of its methods; {nearest(name, [*self.methods])}")
+        if not isinstance(self.also, Mapping) or COMPARED in self.also:
+            raise ConfigError(
+                f"study.also must be series by title (and avg@k is compared anyway), such as entropy: policy/entropy; got {self.also}"
+            )
         for name in self.methods:
             seeds = self.seeds_of(name)
             if not seeds or len(set(seeds)) != len(seeds):

@@ -1,8 +1,10 @@
-"""A study of a few small runs."""
+"""A study of a few small runs, and one that is never run."""
 
 from __future__ import annotations
 
 from pathlib import Path
+
+from rlvr_lightning.study.spec import Method, Study
 
 STUDY = """\
 name: small
@@ -29,6 +31,14 @@ methods:
     overrides: ["conf=[lp_reg,sparks]", "regularizer.lp_reg.quantile=0.3"]
     seeds: [1]
 """
+
+
+METHODS = {"a": Method(["conf=grpo"]), "b": Method(["conf=archer", "optim.lr=1"], [3, 1], "B")}
+
+
+def spec(**changes: object) -> Study:
+    """Two methods, three seeds."""
+    return Study(**{"name": "s", "question": "?", "methods": METHODS, "baseline": "a", "seeds": [1, 2, 3], **changes})  # type: ignore[arg-type]
 
 
 def put(folder: Path, text: str = STUDY, name: str = "small") -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import signal
@@ -14,21 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import OmegaConf
-from studies import STUDY, put
+from studies import STUDY, put, spec
 
 from rlvr_lightning.cli.study import _keep, _launcher, _settings, run_one, study
 from rlvr_lightning.config.compose import compose
 from rlvr_lightning.errors import ConfigError, DataError
-from rlvr_lightning.study.figures import draw_figures, side_by_side
-from rlvr_lightning.study.pulls import Pull, pulls
-from rlvr_lightning.study.runs import Ended, comparisons, read_runs, summaries
-from rlvr_lightning.study.spec import FINISHED, RUNS, Method, Study
-
-METHODS = {"a": Method(["conf=grpo"]), "b": Method(["conf=archer", "optim.lr=1"], [3, 1], "B")}
-
-
-def spec(**changes: object) -> Study:
-    return Study(**{"name": "s", "question": "?", "methods": METHODS, "baseline": "a", "seeds": [1, 2, 3], **changes})  # type: ignore[arg-type]
+from rlvr_lightning.study.runs import read_runs
+from rlvr_lightning.study.spec import FINISHED, RUNS, Study
 
 
 def test_runs_are_methods_times_seeds(tmp_path: Path) -> None:
@@ -50,6 +41,8 @@ def test_runs_are_methods_times_seeds(tmp_path: Path) -> None:
         ({"shown": ["a", "c"]}, "study.shown=c is none of its methods"),
         ({"seeds": []}, "study.methods.a: seeds must be there, each once"),
         ({"seeds": [1, 1]}, r"each once; got \[1, 1\]"),
+        ({"also": ["policy/entropy"]}, r"study.also must be series by title .* got \['policy/entropy'\]"),
+        ({"also": {"avg@k": "policy/entropy"}}, r"avg@k is compared anyway"),
     ],
 )
 def test_a_study_that_cannot_be_is_refused(changes: dict[str, object], message: str) -> None:
@@ -63,88 +56,6 @@ def test_a_key_that_is_none_is_told() -> None:
     assert Study.of(settings).seeds_of("lp_reg") == [1]
     with pytest.raises(ConfigError, match="study: .*unexpected keyword argument 'seed'"):
         Study.of({**settings, "seed": 1})
-
-
-def ended(method: str, seed: int, *accuracies: float, probe: float | None = None) -> Ended:
-    points = [(10 * (place + 1), value) for place, value in enumerate(accuracies)]
-    series = {"val/avg_at_k": points, "val/pass_at_k": [(step, min(1.0, value + 0.1)) for step, value in points]}
-    return Ended(method, seed, series if probe is None else {**series, "val/probe/p": [(10, 1.0), (20, probe)]})
-
-
-def test_a_method_is_summed_up_by_hand() -> None:
-    runs = [
-        ended("a", 1, 0.4, 0.8, 0.6, probe=0.2),
-        ended("a", 2, 0.4, 0.4, 0.2, probe=0.4),
-        ended("a", 3, 0.5, 0.5, 0.5),
-    ]
-    (found,) = summaries(spec(probe="p"), runs)
-    assert found.seeds == [1, 2, 3]
-    assert found.accuracy == pytest.approx(1.3 / 3)
-    assert found.spread == pytest.approx(
-        ((0.6 - 1.3 / 3) ** 2 + (0.2 - 1.3 / 3) ** 2 + (0.5 - 1.3 / 3) ** 2) ** 0.5 / 2**0.5
-    )
-    assert found.any_right == pytest.approx(1.6 / 3)
-    # Trapezoids: (0.6 + 0.7) / 2, (0.4 + 0.3) / 2, 0.5.
-    assert found.area == pytest.approx((0.65 + 0.35 + 0.5) / 3)
-    # Above one half, not at it.
-    assert found.escaped == 1
-    assert found.share == pytest.approx((0.0084, 0.9057), abs=1e-4)
-    assert found.probe == pytest.approx(0.3)
-    assert summaries(spec(), [ended("b", 1, 0.5)])[0].probe is None
-
-
-def test_methods_are_compared_over_the_seeds_both_have() -> None:
-    runs = [ended("a", seed, 0.1 * seed) for seed in (1, 2, 3)]
-    runs += [ended("b", 1, 0.5), ended("b", 3, 0.4), ended("b", 9, 1.0)]
-    (found,) = comparisons(spec(), runs)
-    assert (found.method, found.pairs) == ("b", 2)
-    assert found.difference == pytest.approx((0.4 + 0.1) / 2)
-    assert found.p_value == 0.5
-    assert math.isnan(found.corrected)
-    assert not found.claimed
-    many = [ended("a", seed, 0.1) for seed in range(10)] + [ended("b", seed, 0.2 + seed / 100) for seed in range(10)]
-    (found,) = comparisons(spec(), many)
-    assert (found.p_value, found.corrected, found.claimed) == (2 / 1024, 2 / 1024, True)
-    # A second with as many pairs is paid for, one with five is not.
-    methods = {**METHODS, "c": Method([]), "d": Method([])}
-    others = [ended("c", seed, 0.1 + seed / 100) for seed in range(10)] + [ended("d", seed, 0.9) for seed in range(5)]
-    compared = {one.method: one for one in comparisons(spec(methods=methods), [*many, *others])}
-    assert compared["b"].corrected == 2 * compared["b"].p_value
-    assert math.isnan(compared["d"].corrected)
-    assert not compared["d"].claimed
-
-
-def test_pulls_are_summed_up_by_hand() -> None:
-    def run(method: str, seed: int, *values: float) -> Ended:
-        points = [(place, value) for place, value in enumerate(values)]
-        named = {"policy/force/lp_reg": points, "policy/force_sampled/lp_reg": [(0, 2 * values[0])]}
-        more = {"policy/force/other": [(0, 1.0)], "policy/force_sampled/other": [(0, 3.0)]}
-        return Ended(method, seed, {**named, **more, "policy/force/lp_reg/term": [(0, 9.0)]})
-
-    late = [0.5] * 18 + [3.0, 5.0]
-    runs = [run("b", 1, 1.0, 2.0, *late), run("b", 3, 7.0, 7.0, 7.0), run("b", 9, 0.0, 2.0), Ended("a", 1, {})]
-    found, other = pulls(spec(), runs)
-    # A tenth of 22 measurements are two, of three and of two it is one.
-    assert found == Pull("b", "lp_reg", early=1.5, late=4.0, sampled=2.0)
-    assert other == Pull("b", "other", 1.0, 1.0, 3.0)
-    (unsampled,) = pulls(spec(), [Ended("a", 1, {"policy/force/x": [(0, 2.0)]})])
-    assert (unsampled.early, unsampled.late) == (2.0, 2.0)
-    assert math.isnan(unsampled.sampled)
-
-
-def test_a_step_of_which_a_run_has_nothing_to_tell_lies_between_its_neighbours() -> None:
-    steps, values = side_by_side([[(1, 1.0), (2, 5.0), (3, 2.0), (5, 4.0)], [(2, 0.0), (4, 1.0), (5, 3.0), (6, 9.0)]])
-    assert steps == [2, 3, 4, 5]
-    assert values.tolist() == [[5.0, 2.0, 3.0, 4.0], [0.0, 0.5, 1.0, 3.0]]
-
-
-@pytest.mark.parametrize(
-    ("shown", "drawn"),
-    [([], ["curves_1.png"]), (["a"], ["shown.png", "curves_1.png"]), (["a", "b"], ["shown.png"])],
-)
-def test_what_is_shown_as_a_whole_is_not_drawn_twice(shown: list[str], drawn: list[str], tmp_path: Path) -> None:
-    runs = [Ended(name, 1, {"val/avg_at_k": [(1, 0.5), (2, 0.6)]}) for name in METHODS]
-    assert [path.name for path in draw_figures(spec(shown=shown), runs, tmp_path)] == drawn
 
 
 def test_a_study_names_no_place_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:

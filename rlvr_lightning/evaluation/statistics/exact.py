@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 
 from rlvr_lightning.evaluation.statistics.quantiles import beta_quantile
 
+K = TypeVar("K", bound=Hashable)
 # Pairs of which all changes of signs are gone through: 65,536.
 MOST_PAIRS = 16
 
@@ -41,7 +43,7 @@ def least_p(pairs: int) -> float:
     return 2.0 ** (1 - min(pairs, MOST_PAIRS))
 
 
-def within_reach(least: Mapping[str, float], level: float) -> set[str]:
+def within_reach(least: Mapping[K, float], level: float) -> set[K]:
     """Comparisons that could be told from chance at all among so many (Tarone, Biometrics 46, 1990): the others can raise no false
     alarm, and need not be paid for. It depends on nothing that was observed.
 
@@ -56,10 +58,10 @@ def within_reach(least: Mapping[str, float], level: float) -> set[str]:
     return set(least)
 
 
-def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+def holm(p_values: Mapping[K, float]) -> dict[K, float]:
     """The same corrected for their number (Holm, Scand. J. Statist. 6, 1979): each may be read as if it were the only one."""
     corrected, highest = {}, 0.0
-    for place, name in enumerate(sorted(p_values, key=lambda name: (p_values[name], name))):
+    for place, name in enumerate(sorted(p_values, key=p_values.__getitem__)):
         highest = max(highest, min(1.0, (len(p_values) - place) * p_values[name]))
         corrected[name] = highest
     return {name: corrected[name] for name in p_values}
