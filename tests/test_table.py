@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from rlvr_lightning.callbacks.table import Events, MetricsTable, read_table
 from rlvr_lightning.cli.main import main
 from rlvr_lightning.config.build import build_run
 from rlvr_lightning.config.compose import compose
+from rlvr_lightning.training.checkpoint_io import read_state
 
 OFF_POLICY = ("conf=archer", "rollout.prompts_per_step=4", "rollout.passes=2")
 
@@ -122,7 +124,13 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_run_has_one_table_by_optimizer_steps(unbroken: Path) -> None:
-    rows = rows_of(unbroken)
+    before, *rows = rows_of(unbroken)
+    # Held-out problems, and nothing else, were measured before the first step.
+    assert (before["step"], before["epoch"], before["reward/mean"]) == ("0", "", "")
+    assert (
+        float(before["val/avg_at_k"])
+        == read_state(unbroken / "checkpoints" / "step_00000012")["module"]["rlvr"]["baseline"]["avg"]
+    )
     assert [(row["step"], row["epoch"]) for row in rows] == [("4", "0"), ("8", "1"), ("12", "2")]
     # Held-out problems were measured after the second epoch and after the last.
     assert [bool(row["val/avg_at_k"]) for row in rows] == [False, True, True]
@@ -167,7 +175,7 @@ def test_measuring_apart_from_training_is_no_entry(tmp_path: Path) -> None:
     assert (tmp_path / "logs" / "metrics.csv").read_text() == before
     assert not list(tmp_path.glob("logs/version_*"))
     assert accuracies(tmp_path) == shown
-    assert [step for step, _ in shown] == [8]
+    assert [step for step, _ in shown] == [0, 8]
 
 
 def test_tensorboard_shows_each_step_once_after_a_resume(tmp_path: Path) -> None:
@@ -179,6 +187,10 @@ def test_tensorboard_shows_each_step_once_after_a_resume(tmp_path: Path) -> None
         for step, value in values.items():
             events.log_metrics({"a": value}, step)
         events.finalize("success")
+        # Its files are read in the order of the second they were begun in, as sessions of a run have one each.
+        ended = int(time.time())
+        while int(time.time()) == ended:
+            time.sleep(0.01)
     (folder,) = (tmp_path / "tensorboard").iterdir()
     shown = EventAccumulator(str(folder)).Reload().Scalars("a")
     assert [(event.step, event.value) for event in shown] == [(4, 1.0), (8, 5.0)]

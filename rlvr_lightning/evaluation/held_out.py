@@ -51,7 +51,8 @@ class EvaluatedModule(L.LightningModule):
         self.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
         # What other callbacks log at this moment stands under the same step.
         self.log("step", float(self.policy_version))
-        if not self.trainer.sanity_checking:
+        # Lightning's check before training measures the policy as it is: the curves begin there, and after a resume it is known.
+        if not self.trainer.sanity_checking or self.policy_version == 0:
             for logger in self.loggers:
                 logger.log_metrics(dict(metrics), step=self.policy_version)
 

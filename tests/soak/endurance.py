@@ -72,7 +72,7 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert rollouts(one) == rollouts(other)
     assert len(rollouts(one)) == STEPS // 4
     assert books(one) == books(other)
-    assert [row["step"] for row in books(one)] == ["4", "8", "12", "16"]
+    assert [row["step"] for row in books(one)] == ["0", "4", "8", "12", "16"]
     # A kill after the last checkpoint leaves the last phase's, and the one before, where that one's last checkpoint was still
     # being written when the last phase began.
     left = {path.name for path in (one / "buffers").glob("*buffer_*")}

@@ -103,7 +103,7 @@ def test_a_study_that_is_killed_goes_on_and_its_report_is_the_same_from_the_file
     found = read_runs(Study.of(settings), tmp_path / "out")  # type: ignore[arg-type]
     assert [(run.method, run.seed) for run in found] == [("grpo", 0), ("lp_reg", 1), ("grpo", 1)]
     for run in found:
-        assert [step for step, _ in run.series["val/avg_at_k"]] == [1, 2, 3, 4]
+        assert [step for step, _ in run.series["val/avg_at_k"]] == [0, 1, 2, 3, 4]
     # Nothing is left to do, and the report is made of the files alone.
     made = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir() if path.is_file()}
     figures = ("shown.png", "curves_1.png", "probabilities.png", "forces.png")
