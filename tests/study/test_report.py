@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 import pytest
+from matplotlib.image import imread
 from studies import METHODS, spec
 
 from rlvr_lightning.callbacks.table import MetricsTable
@@ -143,3 +144,15 @@ def test_a_step_of_which_a_run_has_nothing_to_tell_lies_between_its_neighbours()
 def test_what_is_shown_as_a_whole_is_not_drawn_twice(shown: list[str], drawn: list[str], tmp_path: Path) -> None:
     runs = [Ended(name, 1, {"val/avg_at_k": [(1, 0.5), (2, 0.6)]}) for name in METHODS]
     assert [path.name for path in draw_figures(spec(shown=shown), runs, tmp_path)] == drawn
+
+
+@pytest.mark.parametrize(
+    ("also", "panels"),
+    [({}, 2), ({"pass@k": "val/pass_at_k"}, 3), ({"entropy": "policy/entropy"}, 2)],
+)
+def test_further_numbers_have_a_panel_unless_they_have_one_already(
+    also: dict[str, str], panels: int, tmp_path: Path
+) -> None:
+    runs = [with_entropy(ended(name, 1, 0.5, 0.6), 0.3, 0.2) for name in METHODS]
+    (path,) = draw_figures(spec(also=also), runs, tmp_path)
+    assert imread(path).shape[1] == round(5.2 * 110) * panels
