@@ -57,8 +57,8 @@ class Ended:
     @property
     def area(self) -> float:
         """avg@k over the steps, in the mean: the area under its curve over its width (trapezoids), from the first measurement after
-        a step on: what was before is the same for every method."""
-        points = [(step, value) for step, value in self.series[ACCURACY] if step]
+        a step on, if there is one: what was before is the same for every method."""
+        points = [(step, value) for step, value in self.series[ACCURACY] if step] or self.series[ACCURACY]
         if len(points) == 1:
             return points[0][1]
         return sum((right[0] - left[0]) * (left[1] + right[1]) / 2 for left, right in pairwise(points)) / (

@@ -44,6 +44,10 @@ def test_a_method_is_summed_up_by_hand() -> None:
     assert found.share == pytest.approx((0.0084, 0.9057), abs=1e-4)
     assert found.probe == pytest.approx(0.3)
     assert summaries(spec(), [ended("b", 1, 0.5)])[0].probe is None
+    # What was measured before training is left out, unless no step was ever taken.
+    begun = {**ended("b", 1, 0.6, 0.8).series, "val/avg_at_k": [(0, 0.1), (10, 0.6), (20, 0.8)]}
+    assert Ended("b", 1, begun).area == pytest.approx(0.7)
+    assert Ended("b", 1, {**begun, "val/avg_at_k": [(0, 0.1)]}).area == 0.1
 
 
 def test_methods_are_compared_over_the_seeds_both_have() -> None:
