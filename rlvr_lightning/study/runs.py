@@ -39,7 +39,7 @@ class Ended:
         points = self.series.get(name)
         return points[-1][1] if points else None
 
-    def end(self, name: str) -> float | None:
+    def late(self, name: str) -> float | None:
         """A series' mean over the last tenth of its points; None where there is none."""
         values = [value for _, value in self.series.get(name, [])]
         return statistics.fmean(values[-tenth(values) :]) if values else None
@@ -160,7 +160,7 @@ def summaries(study: Study, runs: Sequence[Ended]) -> list[Summary]:
                 escaped,
                 exact_share(escaped, len(own)),
                 statistics.median(probes) if probes else None,
-                {title: _mean([run.end(series) for run in own]) for title, series in study.also.items()},
+                {title: _mean([run.late(series) for run in own]) for title, series in study.also.items()},
             )
         )
     return found
@@ -176,7 +176,7 @@ def comparisons(study: Study, runs: Sequence[Ended]) -> list[Comparison]:
     are one family of comparisons."""
     outcomes = {COMPARED: {(run.method, run.seed): run.accuracy for run in runs}}
     for title, series in study.also.items():
-        outcomes[title] = {(run.method, run.seed): value for run in runs if (value := run.end(series)) is not None}
+        outcomes[title] = {(run.method, run.seed): value for run in runs if (value := run.late(series)) is not None}
     differences = {
         (method, title): paired
         for title, ends in outcomes.items()
