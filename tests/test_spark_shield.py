@@ -16,6 +16,8 @@ from rlvr_lightning.methods.regularizers.only_places import OnlyPlaces
 from rlvr_lightning.methods.regularizers.spark_shield import SparkShield
 from rlvr_lightning.objective.joining import join
 from rlvr_lightning.objective.step import Step
+from rlvr_lightning.protocols import Regularizer
+from rlvr_lightning.types import TokenStats
 
 RHO, KAPPA, COEF = 0.7, 0.15, 0.8
 
@@ -76,6 +78,16 @@ def test_with_the_old_proxy_it_is_the_papers_form() -> None:
         stats = stats_of(objective, case)
         found[name] = objective.parts(stats, objective.plan(stats, Step()))["it"]
     assert found["ours"].item() == found["theirs"].item() != 0
+
+
+@pytest.mark.parametrize("regularizer", [LpReg(RHO, KAPPA), SparkShield(RHO, KAPPA, "old")], ids=["lp_reg", "shield"])
+def test_a_token_as_probable_as_the_quantile_is_not_below_it(regularizer: Regularizer) -> None:
+    """Whatever rounding makes of a logarithm's exponential: the first tokens of a group are all as probable."""
+    for logprob in torch.linspace(-9, -0.1, 200):
+        known = torch.full((1, 5), float(logprob))
+        (proxy,) = [one.name for one in regularizer.requires if one.name.startswith("proxy_logprobs")]
+        stats = TokenStats(known, known, -torch.ones(1, 5), known < 0, old_statistics={proxy: known})
+        assert not regularizer.plan(stats, torch.zeros(1, 5, dtype=torch.long), Step()).any()
 
 
 def test_only_the_references_proxy_needs_the_reference() -> None:

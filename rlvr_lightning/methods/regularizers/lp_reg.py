@@ -98,7 +98,7 @@ class LpReg(Regularizer):
         logprobs, proxy = stats.at(self.plans_on).logprobs, stats.old_statistics[self.proxy.name]
         negative = stats.loss_mask & (stats.advantages < 0)
         if self.variant == "paper":
-            low = negative & (logprobs < step.quantile(logprobs.exp(), stats.loss_mask, self.quantile).log())
+            low = negative & (logprobs.exp() < step.quantile(logprobs.exp(), stats.loss_mask, self.quantile))
             return low * torch.where(proxy.isfinite(), 1, 2)
         count = int(int(step.sum(negative.sum())) * self.quantile)
         if count <= 1:

@@ -94,9 +94,9 @@ class SparkShield(Regularizer):
 
     def plan(self, stats: TokenStats, part_ids: Int[Tensor, "B T"], step: StepContext) -> Int[Tensor, "B T"]:
         """1 at sparks, 2 at noise."""
-        logprobs = stats.at(self.plans_on).logprobs
-        least = step.quantile(logprobs.exp(), stats.loss_mask, self.quantile).clamp(max=self.ceiling)
-        low = stats.loss_mask & (stats.advantages < 0) & (logprobs < least.log())
+        probs = stats.at(self.plans_on).logprobs.exp()
+        least = step.quantile(probs, stats.loss_mask, self.quantile).clamp(max=self.ceiling)
+        low = stats.loss_mask & (stats.advantages < 0) & (probs < least)
         return low * torch.where(self._proxy(stats).isfinite(), 1, 2)
 
     def _proxy(self, stats: TokenStats) -> Tensor:
