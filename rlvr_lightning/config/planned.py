@@ -196,8 +196,8 @@ def check_memory(cfg: DictConfig, module: RLVRModule, data: RolloutDataModule) -
 
 def _with_real_prompts(setup: Setup, data: RolloutDataModule) -> Setup:
     problems = data.task.train()
-    some = range(0, len(problems), max(1, len(problems) // SAMPLED_PROMPTS))
-    longest = max(len(tokenize(problems[place], data.source.tokenizer)) for place in some)
+    some = problems[:: max(1, len(problems) // SAMPLED_PROMPTS)]
+    longest = max(map(len, tokenize(some, data.source.tokenizer)))
     rollout = replace(setup.rollout, prompt_tokens=min(setup.rollout.prompt_tokens, longest))
     return replace(setup, rollout=rollout)
 

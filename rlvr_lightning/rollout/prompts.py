@@ -6,7 +6,7 @@ import hashlib
 import logging
 import random
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from rlvr_lightning.errors import DataError
@@ -14,6 +14,9 @@ from rlvr_lightning.types import Problem, Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+# Prompts tokenised at a time: a tokenizer is faster with many, and holds a lot for each until the last is done.
+AT_ONCE = 1_000
 
 log = logging.getLogger(__name__)
 
@@ -24,16 +27,17 @@ def derived_seed(*parts: object) -> int:
     return int.from_bytes(digest[:4], "big") >> 1
 
 
-def tokenize(problem: Problem, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """The problem's messages through the chat template; without one, their contents line by line."""
-    if tokenizer.chat_template:
-        text = tokenizer.apply_chat_template(
-            [dict(message) for message in problem.messages], add_generation_prompt=True, tokenize=False
-        )
-    else:
-        text = "\n".join(message["content"] for message in problem.messages)
-    # The template has already written every special token there should be.
-    return tuple(tokenizer(text, add_special_tokens=not tokenizer.chat_template)["input_ids"])
+def tokenize(problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[int, ...]]:
+    """Each problem's messages through the chat template; without one, their contents line by line."""
+    for start in range(0, len(problems), AT_ONCE):
+        some = [[dict(message) for message in problem.messages] for problem in problems[start : start + AT_ONCE]]
+        if tokenizer.chat_template:
+            texts = tokenizer.apply_chat_template(some, add_generation_prompt=True, tokenize=False)
+        else:
+            texts = ["\n".join(message["content"] for message in messages) for messages in some]
+        # The template has already written every special token there should be.
+        found = tokenizer(texts, add_special_tokens=not tokenizer.chat_template, return_attention_mask=False)
+        yield from map(tuple, found["input_ids"])
 
 
 class PromptSource:
@@ -60,8 +64,7 @@ class PromptSource:
     ) -> None:
         self.seed, self.num_skipped = seed, 0
         self._items: list[tuple[Problem, tuple[int, ...]]] = []
-        for problem in problems:
-            token_ids = tokenize(problem, tokenizer)
+        for problem, token_ids in zip(problems, tokenize(problems, tokenizer), strict=True):
             if len(token_ids) <= max_prompt_tokens:
                 self._items.append((problem, token_ids))
             elif overlong_prompts == "error":

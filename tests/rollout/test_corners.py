@@ -15,6 +15,7 @@ from tokenizers.processors import TemplateProcessing
 from rlvr_lightning import OPEFO, GroupRelative, Objective, SinglePart, TokenMean
 from rlvr_lightning.errors import CheckpointError, ConfigError, DataError
 from rlvr_lightning.models.source import ModelSource, bundled_model
+from rlvr_lightning.rollout import prompts
 from rlvr_lightning.rollout.batching import equal_groups
 from rlvr_lightning.rollout.checks import check_fit, check_resumed, check_settings
 from rlvr_lightning.rollout.engines.transformers_engine import TransformersEngine
@@ -29,9 +30,14 @@ def problem(text: str) -> Problem:
     return Problem(text, ({"role": "user", "content": text},), "1")
 
 
+def ids_of(text: str, tokenizer: Any) -> list[int]:
+    (ids,) = tokenize([problem(text)], tokenizer)
+    return list(ids)
+
+
 def test_a_prompt_exactly_as_long_as_it_may_be_is_kept() -> None:
     problems = [problem("1+1="), problem("10+1=")]
-    lengths = [len(tokenize(one, TOKENIZER)) for one in problems]
+    lengths = list(map(len, tokenize(problems, TOKENIZER)))
     assert lengths[1] == lengths[0] + 1
     kept = PromptSource(problems, TOKENIZER, 0, lengths[1], "error")
     assert (len(kept), kept.num_skipped, kept.longest) == (2, 0, lengths[1])
@@ -49,6 +55,14 @@ def test_the_order_is_the_same_wherever_reading_begins() -> None:
     assert [prompt.problem for prompt in whole[:5]] != [prompt.problem for prompt in whole[5:10]]
 
 
+def test_many_prompts_are_tokenised_as_each_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [f"{number}+{7 * number}=" for number in range(25)]
+    each = [ids_of(text, TOKENIZER) for text in texts]
+    assert len({tuple(ids) for ids in each}) == 25
+    monkeypatch.setattr(prompts, "AT_ONCE", 10)
+    assert list(map(list, tokenize([problem(text) for text in texts], TOKENIZER))) == each
+
+
 def test_a_group_teaches_where_rewards_that_count_differ() -> None:
     rewards = torch.tensor([[1.0, 1.0, 0.0], [0.0, 1.0, 0.0], [0.0, 1.0, 0.0], [1.0, 0.0, 1.0]])
     counts = torch.tensor([[True, True, False], [True, True, True], [False] * 3, [True, False, True]])
@@ -64,15 +78,15 @@ def test_a_tokenizer_that_begins_each_text_with_a_token_does_so_once(tmp_path: P
     first = tokenizer.eos_token_id
     assert tokenizer("7+5=")["input_ids"][0] == first
     # The template writes its special tokens itself, here none before the user's.
-    plain = list(tokenize(problem("7+5="), TOKENIZER))
-    assert list(tokenize(problem("7+5="), tokenizer)) == plain
+    plain = ids_of("7+5=", TOKENIZER)
+    assert ids_of("7+5=", tokenizer) == plain
     assert first not in plain
     # Where it writes the first token too, that is the only one.
     tokenizer.chat_template = begin + str(tokenizer.chat_template)
-    assert list(tokenize(problem("7+5="), tokenizer)) == [first, *plain]
+    assert ids_of("7+5=", tokenizer) == [first, *plain]
     # Without a template the tokenizer's own stands there.
     tokenizer.chat_template = None
-    assert tokenizer.convert_ids_to_tokens(list(tokenize(problem("7+5="), tokenizer))) == [begin, "7", "+", "5", "="]
+    assert tokenizer.convert_ids_to_tokens(ids_of("7+5=", tokenizer)) == [begin, "7", "+", "5", "="]
 
 
 def test_a_seed_is_made_of_all_its_parts_and_stays_the_same() -> None:

@@ -60,7 +60,7 @@ def test_overlong_prompts_are_counted_or_refused() -> None:
 
 
 def test_the_chat_template_is_applied_once() -> None:
-    ids = tokenize(problem("7+5="), TOKENIZER)
+    (ids,) = tokenize([problem("7+5=")], TOKENIZER)
     assert TOKENIZER.convert_ids_to_tokens(list(ids)) == ["<user>", "7", "+", "5", "=", "<assistant>"]
 
 

@@ -141,9 +141,9 @@ class BenchmarkRunner:
 
     def _prompts(self, name: str, benchmark: Benchmark, files: Path | None) -> list[Prompt]:
         room, new = self.source.max_positions(), benchmark.protocol.max_new_tokens
-        prompts = []
-        for place, problem in benchmark.problems(files):
-            token_ids = tokenize(problem, self.source.tokenizer)
+        held, prompts = benchmark.problems(files), []
+        tokenized = tokenize([problem for _, problem in held], self.source.tokenizer)
+        for (place, problem), token_ids in zip(held, tokenized, strict=True):
             if room is not None and len(token_ids) + new > room:
                 raise DataError(
                     f"{name}: the prompt of problem {problem.id} has {len(token_ids)} tokens, and with {new} of a response that is "
