@@ -7,11 +7,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from training import SMALL, fit, widest_difference
+from waiting import until
 
 from rlvr_lightning.cli.main import main
 from rlvr_lightning.evaluation.statistics import accuracies, compared
@@ -298,9 +298,7 @@ def test_a_killed_measurement_goes_on(place: Path, measured: Path, tmp_path: Pat
         [*command, "evaluation.batch_responses=1"], start_new_session=True, stdout=subprocess.DEVNULL
     )
     file = tmp_path / "benchmarks" / "tiny" / "responses" / "sums.jsonl"
-    deadline = time.monotonic() + 120
-    while not (file.is_file() and file.read_bytes().count(b"\n") >= 3) and time.monotonic() < deadline:
-        time.sleep(0.01)
+    assert until(lambda: file.is_file() and file.read_bytes().count(b"\n") >= 3, 120)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     kept = file.read_bytes()

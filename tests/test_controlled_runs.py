@@ -89,6 +89,7 @@ def test_a_run_stopped_within_an_epoch_goes_on_with_its_schedule(tmp_path: Path)
         "controller=oscillating_decay",
         "controller.drives=regularizer.entropy_bonus.coef",
         "controller.low_share=0.98",
+        "seed=1",  # its entropy falls and rises
         "controller.least=0.0",
         "controller.most=0.05",
         "trainer.max_epochs=3",

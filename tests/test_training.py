@@ -32,7 +32,7 @@ OFF_POLICY = ("conf=archer", "rollout.prompts_per_step=4", "rollout.passes=2")
 @pytest.fixture(scope="module")
 def archer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("archer") / "run"
-    fit(folder, *OFF_POLICY, "trainer.max_epochs=4")
+    build_run(compose([*SMALL, *OFF_POLICY, "trainer.max_epochs=4", f"output_dir={folder}"])).fit()
     return folder
 
 

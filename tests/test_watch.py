@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import socket
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
 from test_board import Open
+from waiting import until
 
 from rlvr_lightning.errors import ConfigError, HardwareError
 from rlvr_lightning.training import board, watch
@@ -52,15 +51,8 @@ def watching(opened: Open, rank: int) -> Watch:
 
     one = Watch(Found("host0", 0, rank, 3))
     one._connected.wait(20)
-    until(lambda: rank in opened.board._guests)
+    assert until(lambda: rank in opened.board._guests, 20)
     return one
-
-
-def until(happened: Callable[[], bool]) -> None:
-    end = time.monotonic() + 20
-    while not happened():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def rank_0_ends(opened: Open) -> None:
@@ -138,7 +130,7 @@ def test_rank_0_may_be_gone_after_ctrl_c(ended: Ended, capfd: pytest.CaptureFixt
         one = watching(opened, 2)
         one.ask()
         one.interrupt()
-        until(lambda: opened.board._interrupted_at < float("inf"))
+        assert until(lambda: opened.board._interrupted_at < float("inf"), 20)
         for rank in opened.ranks:
             rank.say(bye="interrupted")
         rank_0_ends(opened)

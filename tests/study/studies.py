@@ -21,6 +21,7 @@ overrides:
   - trainer.max_epochs=4
   - trainer.val_every_n_epochs=1
   - task.num_held_out=8
+  - task.num_train=100
   - rollout.prompts_per_epoch=2
   - trainer.forces_every_n_steps=1
 methods:

@@ -7,13 +7,13 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from omegaconf import OmegaConf
 from studies import STUDY, put, spec
+from waiting import until
 
 from rlvr_lightning.cli.study import _keep, _launcher, _settings, run_one, study
 from rlvr_lightning.config.compose import compose
@@ -88,10 +88,7 @@ def test_a_study_that_is_killed_goes_on_and_its_report_is_the_same_from_the_file
         command(tmp_path), start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
     runs = tmp_path / "out" / "runs"
-    deadline = time.monotonic() + 120
-    while not any(runs.glob("*/*/checkpoints/step_*")):
-        assert time.monotonic() < deadline, "no run has saved anything"
-        time.sleep(0.05)
+    assert until(lambda: any(runs.glob("*/*/checkpoints/step_*")), 120), "no run has saved anything"
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     before = {path.parent.name for path in runs.glob(f"*/*/{FINISHED}")}

@@ -206,6 +206,7 @@ def script(body: str) -> subprocess.Popen[str]:
     """A process that uses a pool and prints a line when it is at work."""
     head = """
         import os, signal, sys, time
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background processes do not hear it
         from rlvr_lightning.types import Problem
         from rlvr_lightning.verifiers.pool import MOST_LANES, VerifierPool
         from rlvr_lightning.verifiers.math import MathVerifier
@@ -240,7 +241,7 @@ def test_nothing_outlives_the_run(how: signal.Signals) -> None:
     workers = psutil.Process(process.pid).children(recursive=True)
     assert len(workers) == 3
     process.send_signal(how)
-    process.wait(60)
+    assert process.wait(60) == -how
     assert gone(workers, 30.0)
     process.communicate()
 

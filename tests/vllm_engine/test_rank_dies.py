@@ -6,11 +6,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from training import SMALL
+from waiting import until
 
 from rlvr_lightning.rollout.engines.vllm.installed import vllm_installed
 
@@ -60,10 +60,7 @@ def test_a_rank_is_killed_while_servers_draw(tmp_path: Path) -> None:
     folder, mine = tmp_path / "run", [item for item in SMALL if not item.startswith("engine=")]
     two = ("strategy=ddp", "trainer.devices=2", "trainer.save_every_n_steps=1", "trainer.val_every_n_epochs=20")
     code, said = ran(tmp_path, *mine, *two, "engine=dying", f"output_dir={folder}")
-    until = time.monotonic() + ENDING
-    while alive(tmp_path) and time.monotonic() < until:
-        time.sleep(0.5)
-    assert alive(tmp_path) == []
+    assert until(lambda: alive(tmp_path) == [], ENDING)
     assert (folder / "servers" / "server_0.log").exists()
     errors = [line for line in said.splitlines() if "error" in line]
     assert (code, len(errors)) == (-signal.SIGKILL, 1), said

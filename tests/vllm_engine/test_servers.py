@@ -17,6 +17,7 @@ import agreeing
 import pytest
 import torch
 from training import SMALL, recorded
+from waiting import until
 
 from rlvr_lightning.callbacks.table import read_table
 from rlvr_lightning.config.build import build_run
@@ -157,15 +158,12 @@ def test_servers_end_with_the_run_however_it_ends(tmp_path: Path) -> None:
     group = int(process.stdout.readline())
     process.kill()
     process.wait()
-    until = time.monotonic() + 40
-    while time.monotonic() < until:
-        left = subprocess.run(
-            ["ps", "-o", "pid=", "-g", str(group)], capture_output=True, text=True, check=False
-        ).stdout
-        if not left.strip():
-            return
-        time.sleep(0.5)
-    pytest.fail(f"left behind: {left}")
+
+    def left() -> str:
+        those = ["ps", "-o", "pid=", "-g", str(group)]
+        return subprocess.run(those, capture_output=True, text=True, check=False).stdout.strip()
+
+    assert until(lambda: not left(), 40), f"left behind: {left()}"
 
 
 def test_a_run_goes_on_over_a_servers_death(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from hostile import HOSTILE, HOSTILE_READERS
+from waiting import until
 
 from rlvr_lightning.errors import VerifierError
 from rlvr_lightning.types import Problem
@@ -185,17 +186,11 @@ CodeVerifier(extract="whole", sandbox={strength!r}, timeout_s={{"stdin": 60}})(
         return found
 
     if os.geteuid() == 0:
-        deadline = time.monotonic() + 60
-        while len(of_the_judge()) < 2 and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert len(of_the_judge()) == 2
+        assert until(lambda: len(of_the_judge()) == 2, 60)
     judge.send_signal(signal.SIGKILL)
     judge.wait()
     judge.stdout.close()
-    deadline = time.monotonic() + 10
-    while of_the_judge() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert of_the_judge() == []
+    assert until(lambda: of_the_judge() == [], 10)
 
 
 @pytest.mark.parametrize("strength", STRENGTHS)
@@ -228,6 +223,4 @@ time.sleep(1000)
     before = processes() - others
     started.close()
     # Killed, it is the machine's first process that takes it away.
-    deadline = time.monotonic() + 10
-    while processes() & before and time.monotonic() < deadline:
-        time.sleep(0.05)
+    until(lambda: not processes() & before, 10)
