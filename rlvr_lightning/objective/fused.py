@@ -1,10 +1,10 @@
 """The pass over the logits of a plain output layer, with analytic gradients: a chunk of logits at a time in one buffer.
 
-Going forward a chunk's logits are made, reduced to a few numbers a token, and overwritten by the next chunk's. Going back they
-are made again and overwritten by their gradient, from which hidden states' and weights' follow. Where the loss's gradient with
-respect to those few numbers can be foreseen, all of that is done going forward, and the logits are not made again but for tokens
-of which it was foreseen wrongly (`foresight.py`). Within a chunk, what is done to the vocabulary's numbers is done to a few tokens
-at a time, so that results in between stay in the cache.
+Going forward a chunk's logits are made, turned into log-probabilities where they are, reduced to a few numbers a token, and
+overwritten by the next chunk's. Going back they are made again and overwritten by their gradient, from which hidden states' and
+weights' follow. Where the loss's gradient with respect to those few numbers can be foreseen, all of that is done going forward, and
+the logits are not made again but for tokens of which it was foreseen wrongly (`foresight.py`). Within a chunk, what is done to the
+vocabulary's numbers is done to a few tokens at a time, so that results in between stay in the cache.
 """
 
 from __future__ import annotations
@@ -63,10 +63,11 @@ class HeadPass:
         old = {name: values[rows] for name, values in self.old.items()}
         return replace(self, token_ids=self.token_ids[rows], old=old)
 
-    def tile(self, logits: Float[Tensor, "N V"], at: slice) -> Tile:
-        """Of the tokens at a place."""
-        old = {name: values[at] for name, values in self.old.items()}
-        return Tile(torch.log_softmax(logits, dim=-1), self.token_ids[at], old)
+    def tile(self, logits: Float[Tensor, "N V"], at: slice, *, normalized: bool = False) -> Tile:
+        """Of the tokens at a place. Log-probabilities take the place of their logits, unless they have already."""
+        if not normalized:
+            torch.log_softmax(logits, dim=-1, out=logits)
+        return Tile(logits, self.token_ids[at], {name: values[at] for name, values in self.old.items()})
 
     def values(self, tile: Tile) -> list[Shaped[Tensor, "N ..."]]:
         """Log-probability and statistics."""
@@ -131,12 +132,13 @@ class _Chunks:
             stop = min(start + self.tile_rows, at.stop)
             yield slice(start, stop), logits[start - at.start : stop - at.start]
 
-    def back(self, at: slice, logits: Tensor, grads: Sequence[Tensor | None], into: HeadGradients) -> None:
+    def back(
+        self, at: slice, logits: Tensor, grads: Sequence[Tensor | None], into: HeadGradients, *, normalized: bool
+    ) -> None:
         """Overwrite a chunk's logits by their gradient, given that of the results of all tokens, and add what follows."""
         for place, part in self.tiles(at, logits):
-            self.job.write_gradient(
-                self.job.tile(part, place), [None if grad is None else grad[place] for grad in grads], part
-            )
+            tile = self.job.tile(part, place, normalized=normalized)
+            self.job.write_gradient(tile, [None if grad is None else grad[place] for grad in grads], part)
         if self.job.temperature != 1:
             logits /= self.job.temperature
         into.add(at, logits.to(self.weight.dtype), self.hidden[at], self.weight)
@@ -161,7 +163,7 @@ class _Fused(torch.autograd.Function):
                     for column, value in zip(columns, values, strict=True):
                         column[place] = value
                 if ctx.foreseen is not None:
-                    chunks.back(at, logits, ctx.foreseen.look(at, columns), ctx.foreseen.gradients)
+                    chunks.back(at, logits, ctx.foreseen.look(at, columns), ctx.foreseen.gradients, normalized=True)
         ctx.job, ctx.dtype = job, dtype
         ctx.save_for_backward(hidden, weight, bias)
         ctx.mark_non_differentiable(*(c for c, has in zip(columns, job.differentiable, strict=True) if not has))
@@ -200,4 +202,4 @@ def _go_back(
     with torch.autocast(hidden.device.type, enabled=False):
         chunks = _Chunks(job, hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
         for at, logits in chunks:
-            chunks.back(at, logits, grads, into)
+            chunks.back(at, logits, grads, into, normalized=False)

@@ -115,6 +115,11 @@ class Objective:
         return all(part.within_responses for part in self._components)
 
     @property
+    def weighs_by_step(self) -> bool:
+        """Whether every token's weight depends on all tokens of the step."""
+        return any(part.weighs_by_step for part in self._components)
+
+    @property
     def per_response(self) -> bool:
         """Whether a token's term depends on the other tokens of its response."""
         levelled = isinstance(self.correction, LevelledCorrection) and self.correction.per_response

@@ -27,7 +27,7 @@ class Planners:
 
     Args:
         plan: from the statistics of all its tokens.
-        guess: from those that are known already, 0 elsewhere; it asks no other rank.
+        guess: from those that are known already, and others put in for the rest; it asks no other rank.
     """
 
     plan: Planner
@@ -88,7 +88,8 @@ class Scorer:
         which: Pass = "on_policy" if micro.old_logprobs is None else "update"
         wanted = merge_statistics((*self._required(which), *logged))
         foresee = None
-        if guess is not None and (which == "on_policy" or not self.objective.per_response):
+        known = not (self.objective.weighs_by_step or (self.objective.per_response and which == "update"))
+        if guess is not None and known:
             foresee = partial(self._foresee, micro, wanted, guess, scale)
         return self._assemble(micro, *self.policy(micro, self.temperature, wanted, foresee))
 

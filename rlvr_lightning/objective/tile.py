@@ -101,12 +101,13 @@ class LogitGradient:
         self._dense.append((rows, values))
 
     def write(self, out: Float[Tensor, "N V"]) -> None:
-        """Write it over `out`, which may be the memory of the logits."""
+        """Write it over `out`, which may be the memory of the log-probabilities: nothing reads them afterwards."""
+        probs = self.tile.probs
         if self._plogp is None:
-            torch.mul(self.tile.probs, self._probs.unsqueeze(-1), out=out)
+            torch.mul(probs, self._probs.unsqueeze(-1), out=out)
         else:
             torch.mul(self.tile.logs, self._plogp.unsqueeze(-1), out=out)
-            out.add_(self._probs.unsqueeze(-1)).mul_(self.tile.probs)
+            out.add_(self._probs.unsqueeze(-1)).mul_(probs)
         out.scatter_add_(-1, self.tile.token_ids.unsqueeze(-1), self._sampled.unsqueeze(-1))
         for ids, values in self._sparse:
             out.scatter_add_(-1, ids, values)

@@ -22,6 +22,8 @@ Foresight = Callable[[Tensor, Statistics], Sequence[Tensor | None]]
 # Logits held at a time: 2**25 numbers, 128 MiB in float32. Blocks below 32 MiB would come from the C heap, where the
 # small results in between keep them from being used again: memory would grow with the step.
 CHUNK_ELEMENTS = 2**25
+# By up to so much numbers put in for others are moved, each by another part of it.
+NUDGE, GOLDEN = 1e-3, 0.6180339887498949
 
 
 def token_stats(
@@ -49,8 +51,8 @@ def token_stats(
         statistics: what to compute besides the log-probability.
         old: statistics of the same tokens under the policy at the start of the update, for those that read them.
         chunk_elements: logits held at a time.
-        foresee: from log-probabilities and statistics as far as they are known (0 elsewhere) to the loss's gradient with
-            respect to each of them, None where there is none. A wrong guess costs time and changes nothing.
+        foresee: from log-probabilities and statistics, of which those that are not known yet are put in for (`_SoFar`), to the
+            loss's gradient with respect to each of them, None where there is none. A wrong guess costs time and changes nothing.
 
     Returns:
         Log-probabilities [nats], and each statistic by name. At least float32, whatever the model's dtype.
@@ -69,7 +71,10 @@ def token_stats(
 
 
 class _SoFar:
-    """Results at their places in the batch, as far as they are known.
+    """Results at their places in the batch. Until a token's are known, another's stand there.
+
+    So a quantile of few tokens is near that of all, and of as many tokens above it as there will be. Numbers put in for others are moved a
+    little: equal ones would be counted as ties.
 
     Args:
         mask: tokens that are scored.
@@ -88,9 +93,22 @@ class _SoFar:
             if name not in self._full:
                 self._full[name] = column.new_zeros(*self._mask.shape, *column.shape[1:])
             self._full[name][where] = column[at]
+            if at.stop < len(self._places):
+                self._full[name][tuple(self._places[at.stop :].t())] = _others(
+                    column[: at.stop], len(self._places) - at.stop
+                )
         logprobs, *_ = self._full.values()
         others = {name: self._full[name] for name in self._names[1:]}
         return [None if grad is None else grad[where] for grad in self._foresee(logprobs, others)]
+
+
+def _others(known: Shaped[Tensor, "K ..."], count: int) -> Shaped[Tensor, "M ..."]:
+    """As many as are asked for, like those that are known."""
+    places = torch.arange(count, device=known.device)
+    found = known[places % len(known)]
+    if found.dim() > 1 or not found.is_floating_point():
+        return found
+    return found * (1 + NUDGE * (places * GOLDEN % 1).to(found.dtype))
 
 
 def vocabulary_size(head: Callable[[Tensor], Tensor], hidden: Tensor) -> int:

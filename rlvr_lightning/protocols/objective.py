@@ -107,6 +107,11 @@ class Component(Protocol):
         """
         return False
 
+    @property
+    def weighs_by_step(self) -> bool:
+        """Whether every token's weight depends on all tokens of the step: until they are known nothing is foreseen of its gradient."""
+        return False
+
 
 @runtime_checkable
 class TokenPartitioner(Component, Protocol):

@@ -56,6 +56,11 @@ class OPEFO(ConstraintPolicy):
         """The current policy, which is the old one."""
         return "update"
 
+    @property
+    def weighs_by_step(self) -> bool:
+        """By the step's flows."""
+        return True
+
     def plan(self, stats: TokenStats, part_ids: Int[Tensor, "B T"], step: StepContext) -> Float[Tensor, "B T"]:
         """The scale of each token's update."""
         change = torch.where(stats.loss_mask, entropy_change(stats), 0.0).double()

@@ -59,6 +59,8 @@ class ProxyKL(ClosedStatistic):
     def gradient(self, tile: Tile, grad: Float[Tensor, " N"], into: LogitGradient) -> None:
         """d / dlogit_v = p_v - pi_proxy(v), of tokens that pull at all: few do."""
         rows = grad.nonzero().squeeze(-1)
+        if not len(rows):
+            return
         remembered = self._remembered(tile)
         if remembered is None:
             kept, mass = self.filter.keep(tile.logprobs[rows])

@@ -51,6 +51,11 @@ class STEER(Weighting):
         """The current policy's probabilities."""
         return "update"
 
+    @property
+    def weighs_by_step(self) -> bool:
+        """By the step's largest |Omega|."""
+        return True
+
     def plan(self, stats: TokenStats, part_ids: Int[Tensor, "B T"], step: StepContext) -> Float[Tensor, "B T"]:
         """The factor of each token."""
         p, old = stats.logprobs.exp().clamp(TINY, 1 - TINY), stats.old_logprobs.exp().clamp(min=TINY)
