@@ -22,8 +22,8 @@ Foresight = Callable[[Tensor, Statistics], Sequence[Tensor | None]]
 # Logits held at a time: 2**25 numbers, 128 MiB in float32. Blocks below 32 MiB would come from the C heap, where the
 # small results in between keep them from being used again: memory would grow with the step.
 CHUNK_ELEMENTS = 2**25
-# By up to so much numbers put in for others are moved, each by another part of it.
-NUDGE, GOLDEN = 1e-3, 0.6180339887498949
+# A number put in for others is moved by so much the first time, and each further time again [roundings of its dtype].
+NUDGE = 4
 
 
 def token_stats(
@@ -108,7 +108,7 @@ def _others(known: Shaped[Tensor, "K ..."], count: int) -> Shaped[Tensor, "M ...
     found = known[places % len(known)]
     if found.dim() > 1 or not found.is_floating_point():
         return found
-    return found * (1 + NUDGE * (places * GOLDEN % 1).to(found.dtype))
+    return found * (1 + NUDGE * torch.finfo(found.dtype).eps * (1 + places // len(known)))
 
 
 def vocabulary_size(head: Callable[[Tensor], Tensor], hidden: Tensor) -> int:
