@@ -161,7 +161,7 @@ class RLVRModule(EvaluatedModule):
         total = torch.zeros((), device=self.device)
         for index, micro in enumerate(batch.micros):
             with self._gradients_stay_local(index < last):
-                stats = self.scorer.stats(micro, logged, partial(planners.guess, index), scale)
+                stats = self.scorer.stats(micro, logged, partial(planners.guess, index), scale, planners.tokens)
                 plan = planners.plan(index, stats)
                 output = self.objective(stats, plan)
                 self.manual_backward(output.loss * scale)

@@ -32,11 +32,13 @@ class Logits:
     def __init__(self, hidden: Tensor, head: nn.Linear) -> None:
         self.hidden, self.head, self.tried = hidden, head, False
 
-    def __call__(self, batch: TokenBatch, temperature: float, wanted: Any = (), foresee: Any = None) -> Any:
+    def __call__(
+        self, batch: TokenBatch, temperature: float, wanted: Any = (), foresee: Any = None, tokens: Any = None
+    ) -> Any:
         self.tried = foresee is not None
         old = batch.old_statistics
         return token_stats(
-            self.hidden, batch.targets, batch.loss_mask, self.head, temperature, wanted, old, CHUNK, foresee
+            self.hidden, batch.targets, batch.loss_mask, self.head, temperature, wanted, old, CHUNK, foresee, tokens
         )
 
 
@@ -62,7 +64,9 @@ def gradients(objective: Objective, case: Any, *, on_policy: bool, foresee: bool
     scorer = Scorer(cast(Any, policy), None, objective, 1.0)
     micro = batch_of(objective, case, on_policy=on_policy)
     planners = scorer.planners(StepBatch((micro,)), Step())
-    stats = scorer.stats(micro, (), partial(planners.guess, 0) if foresee else None, 3.0)
+    stats = scorer.stats(
+        micro, (), partial(planners.guess, 0) if foresee else None, 3.0, planners.tokens if foresee else None
+    )
     (objective(stats, planners.plan(0, stats)).loss * 3.0).backward()
     assert hidden.grad is not None
     assert head.weight.grad is not None
@@ -127,7 +131,7 @@ def test_several_micro_batches_are_planned_on_the_policy_their_components_read(n
     scorer = Scorer(cast(Any, policy), None, objective, 1.0)
     planners = scorer.planners(StepBatch(tuple(micros)), Step())
     for place, micro in enumerate(micros):
-        stats = scorer.stats(micro)
+        stats = scorer.stats(micro, step_tokens=planners.tokens)
         (objective(stats, planners.plan(place, stats)).loss * 3.0).backward()
     torch.testing.assert_close(torch.cat([leaf.grad for leaf in leaves]), whole, rtol=1e-9, atol=1e-12)
 

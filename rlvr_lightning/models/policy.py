@@ -92,6 +92,7 @@ class Policy(nn.Module):
         temperature: float,
         statistics: Sequence[VocabStatistic] = (),
         foresee: Foresight | None = None,
+        step_tokens: int | None = None,
     ) -> tuple[Float[Tensor, "B T"], Statistics]:
         """Log-probabilities of the response tokens that carry weight, and the statistics [nats]; see `token_stats`."""
         # Padding comes after what is real, so that causal attention needs no mask for it. Packed responses are told apart
@@ -116,6 +117,7 @@ class Policy(nn.Module):
             statistics,
             batch.old_statistics,
             foresee=foresee,
+            step_tokens=step_tokens,
         )
 
     def free_gathered(self) -> None:

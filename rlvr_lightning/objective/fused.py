@@ -9,8 +9,10 @@ vocabulary's numbers is done to a few tokens at a time, so that results in betwe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -37,6 +39,7 @@ class HeadPass:
         temperature: divides the logits.
         chunk_elements: logits held at a time.
         foresee: from some tokens' results to the loss's gradient with respect to them, or None.
+        step_tokens: of the whole on-policy step, of which these are some; None where nothing is known of it.
     """
 
     token_ids: Int[Tensor, " N"]
@@ -45,6 +48,7 @@ class HeadPass:
     temperature: float
     chunk_elements: int
     foresee: Foresee | None = None
+    step_tokens: int | None = None
 
     def __call__(self, hidden: Float[Tensor, "N H"], head: nn.Linear) -> tuple[Shaped[Tensor, "N ..."], ...]:
         """Log-probabilities [nats] and each statistic, with a graph back to hidden states and weights."""
@@ -63,20 +67,43 @@ class HeadPass:
         old = {name: values[rows] for name, values in self.old.items()}
         return replace(self, token_ids=self.token_ids[rows], old=old)
 
-    def tile(self, logits: Float[Tensor, "N V"], at: slice, *, normalized: bool = False) -> Tile:
-        """Of the tokens at a place. Log-probabilities take the place of their logits, unless they have already."""
+    def tile(self, logits: Float[Tensor, "N V"], at: slice | Tensor, *, normalized: bool = False) -> Tile:
+        """Of the tokens at a place, or places. Log-probabilities take the place of their logits, unless they have already."""
         if not normalized:
             torch.log_softmax(logits, dim=-1, out=logits)
         return Tile(logits, self.token_ids[at], {name: values[at] for name, values in self.old.items()})
 
     def values(self, tile: Tile) -> list[Shaped[Tensor, "N ..."]]:
-        """Log-probability and statistics."""
-        found = [tile.sampled]
-        for statistic in self.statistics:
-            if isinstance(statistic, ClosedStatistic):
+        """Log-probability and statistics; nan for those of the rarest tokens alone."""
+        found, rare = [tile.sampled], self.of_rarest
+        for place, statistic in enumerate(self.statistics, 1):
+            if place in rare:
+                found.append(torch.full_like(tile.sampled, torch.nan))
+            elif isinstance(statistic, ClosedStatistic):
                 found.append(statistic.value(tile))
             else:
                 found.append(statistic(tile.logprobs, tile.token_ids, tile.old))
+        return found
+
+    @cached_property
+    def of_rarest(self) -> dict[int, ClosedStatistic]:
+        """Statistics that are made of the step's rarest tokens alone, by their place among the results."""
+        if self.step_tokens is None:
+            return {}
+        closed = {place: one for place, one in enumerate(self.statistics, 1) if isinstance(one, ClosedStatistic)}
+        return {place: one for place, one in closed.items() if one.rarest is not None}
+
+    def rare(self, share: float, sampled: Float[Tensor, " K"], new: slice) -> Int[Tensor, " R"]:
+        """Places of the new tokens that may be among the rarest of the step, whatever the tokens are that are not known yet.
+
+        A quantile lies at or below the number of the sorted whole's that follows it, which lies at or below that of a part of it.
+        """
+        assert self.step_tokens is not None
+        place = math.ceil(share * (self.step_tokens - 1)) + 1
+        if place >= len(sampled):
+            return torch.arange(new.start, new.stop, device=sampled.device)
+        (within,) = (sampled[new] <= sampled.kthvalue(place).values).nonzero(as_tuple=True)
+        found: Tensor = within + new.start
         return found
 
     def write_gradient(self, tile: Tile, grads: Sequence[Tensor | None], out: Float[Tensor, "N V"]) -> None:
@@ -132,6 +159,23 @@ class _Chunks:
             stop = min(start + self.tile_rows, at.stop)
             yield slice(start, stop), logits[start - at.start : stop - at.start]
 
+    def read(self, at: slice, logits: Tensor, columns: list[Tensor]) -> list[Tensor]:
+        """Turn a chunk's logits into log-probabilities, and put what is made of them into its place in the columns."""
+        for place, part in self.tiles(at, logits):
+            values = self.job.values(self.job.tile(part, place))
+            # Made once, for all tokens: small results of every tile would keep the blocks between them from use.
+            columns = columns or [value.new_empty(len(self.hidden), *value.shape[1:]) for value in values]
+            for column, value in zip(columns, values, strict=True):
+                column[place] = value
+        rare = self.job.of_rarest
+        for share in {one.rarest for one in rare.values() if one.rarest is not None}:
+            for rows in torch.split(self.job.rare(share, columns[0][: at.stop], at), self.tile_rows):
+                tile = self.job.tile(logits[rows - at.start], rows, normalized=True)
+                for place_of, statistic in rare.items():
+                    if statistic.rarest == share:
+                        columns[place_of][rows] = statistic.value(tile)
+        return columns
+
     def back(
         self, at: slice, logits: Tensor, grads: Sequence[Tensor | None], into: HeadGradients, *, normalized: bool
     ) -> None:
@@ -156,12 +200,7 @@ class _Fused(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False):
             chunks = _Chunks(job, hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
             for at, logits in chunks:
-                for place, part in chunks.tiles(at, logits):
-                    values = job.values(job.tile(part, place))
-                    # Made once, for all tokens: small results of every tile would keep the blocks between them from use.
-                    columns = columns or [value.new_empty(len(hidden), *value.shape[1:]) for value in values]
-                    for column, value in zip(columns, values, strict=True):
-                        column[place] = value
+                columns = chunks.read(at, logits, columns)
                 if ctx.foreseen is not None:
                     chunks.back(at, logits, ctx.foreseen.look(at, columns), ctx.foreseen.gradients, normalized=True)
         ctx.job, ctx.dtype = job, dtype

@@ -28,15 +28,17 @@ class Planners:
     Args:
         plan: from the statistics of all its tokens.
         guess: from those that are known already, and others put in for the rest; it asks no other rank.
+        tokens: of the whole step, over all ranks.
     """
 
     plan: Planner
     guess: Planner
+    tokens: int
 
     @classmethod
-    def alike(cls, planner: Planner) -> Planners:
+    def alike(cls, planner: Planner, tokens: int) -> Planners:
         """Of a planner that does not need the whole step's tokens."""
-        return cls(planner, planner)
+        return cls(planner, planner, tokens)
 
 
 class Alone:
@@ -75,7 +77,12 @@ class Scorer:
         self.policy, self.reference, self.objective, self.temperature = policy, reference, objective, temperature
 
     def stats(
-        self, micro: TokenBatch, logged: tuple[VocabStatistic, ...] = (), guess: Guess | None = None, scale: float = 1.0
+        self,
+        micro: TokenBatch,
+        logged: tuple[VocabStatistic, ...] = (),
+        guess: Guess | None = None,
+        scale: float = 1.0,
+        step_tokens: int | None = None,
     ) -> TokenStats:
         """The current policy's statistics with a gradient; on-policy they are the old ones too.
 
@@ -84,6 +91,7 @@ class Scorer:
             logged: what only the logs want.
             guess: makes a plan of what is known so far, from which the loss's gradient is foreseen; None: nothing is.
             scale: of the loss that is gone back from.
+            step_tokens: of the whole step; None: every statistic is made of all tokens.
         """
         which: Pass = "on_policy" if micro.old_logprobs is None else "update"
         wanted = merge_statistics((*self._required(which), *logged))
@@ -91,7 +99,8 @@ class Scorer:
         known = not (self.objective.weighs_by_step or (self.objective.per_response and which == "update"))
         if guess is not None and known:
             foresee = partial(self._foresee, micro, wanted, guess, scale)
-        return self._assemble(micro, *self.policy(micro, self.temperature, wanted, foresee))
+        tokens = step_tokens if which == "on_policy" else None
+        return self._assemble(micro, *self.policy(micro, self.temperature, wanted, foresee, tokens))
 
     def forces(self, micro: TokenBatch, stats: TokenStats, plan: StepPlan) -> dict[str, Force]:
         """What regularizers and policy gradient do to the tokens the former have chosen. Every rank must call it."""
@@ -100,18 +109,19 @@ class Scorer:
 
     def planners(self, batch: StepBatch, step: StepContext) -> Planners:
         """What plans the micro-batches. Every rank must call it, once a step."""
-        if len(batch.micros) > 1 and not self.objective.within_responses:
-            plans = self.plan_ahead(batch, step)
-            return Planners.alike(lambda place, _: plans[place])
         known = self.objective.count([(micro.loss_mask, micro.segments) for micro in batch.micros], step)
+        tokens = int(known.tokens)
+        if len(batch.micros) > 1 and not self.objective.within_responses:
+            plans = self.plan_ahead(batch, step, tokens)
+            return Planners.alike(lambda place, _: plans[place], tokens)
         if self.objective.within_responses:
-            return Planners.alike(lambda _, stats: self.objective.plan(stats, Alone(), known))
+            return Planners.alike(lambda _, stats: self.objective.plan(stats, Alone(), known), tokens)
 
         def guess(_: int, stats: TokenStats) -> StepPlan:
             plan = self.objective.plan(stats, Here())
             return replace(plan, counts={**plan.counts, "response": known})
 
-        return Planners(lambda _, stats: self.objective.plan(stats, step), guess)
+        return Planners(lambda _, stats: self.objective.plan(stats, step), guess, tokens)
 
     def _foresee(
         self,
@@ -133,11 +143,11 @@ class Scorer:
         found = iter(others)
         return [first, *(next(found) if one.differentiable else None for one in wanted)]
 
-    def plan_ahead(self, batch: StepBatch, step: StepContext) -> list[StepPlan]:
+    def plan_ahead(self, batch: StepBatch, step: StepContext, tokens: int | None = None) -> list[StepPlan]:
         """The plan of each of several micro-batches, with a pass of its own only where a component needs one."""
         if self.objective.plans_on == "rollout":
             self._accompany(batch, step)
-        before = [self._before(micro) for micro in batch.micros]
+        before = [self._before(micro, tokens) for micro in batch.micros]
         return cut(self.objective.plan(join(before), step), before)
 
     def score(self, micro: TokenBatch, device: torch.device, *, on_policy: bool) -> TokenBatch:
@@ -174,13 +184,12 @@ class Scorer:
             if elsewhere:
                 self._forward(self.policy, micro)
 
-    def _before(self, micro: TokenBatch) -> TokenStats:
+    def _before(self, micro: TokenBatch, tokens: int | None) -> TokenStats:
         """What is known of a micro-batch before its own pass."""
         on_policy = micro.old_logprobs is None
         if self.objective.plans_on == "update" or (self.objective.plans_on == "rollout" and on_policy):
-            logprobs, statistics = self._forward(
-                self.policy, micro, self._required("on_policy" if on_policy else "update")
-            )
+            wanted = self._required("on_policy" if on_policy else "update")
+            logprobs, statistics = self._forward(self.policy, micro, wanted, tokens if on_policy else None)
         elif micro.old_logprobs is not None:
             logprobs, statistics = micro.old_logprobs, micro.old_statistics
         else:  # nobody reads them
@@ -192,9 +201,13 @@ class Scorer:
 
     @torch.no_grad()
     def _forward(
-        self, policy: PolicyModel, batch: TokenBatch, statistics: tuple[VocabStatistic, ...] = ()
+        self,
+        policy: PolicyModel,
+        batch: TokenBatch,
+        statistics: tuple[VocabStatistic, ...] = (),
+        step_tokens: int | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        return policy(batch, self.temperature, statistics)
+        return policy(batch, self.temperature, statistics, None, step_tokens)
 
     def _assemble(self, batch: TokenBatch, logprobs: Tensor, statistics: dict[str, Tensor]) -> TokenStats:
         reference = batch.ref_logprobs

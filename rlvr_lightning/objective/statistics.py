@@ -57,10 +57,16 @@ class EntropyFlow(ClosedStatistic):
 
 
 def merge_statistics(required: Sequence[VocabStatistic]) -> tuple[VocabStatistic, ...]:
-    """Each name once; of two equal names the differentiable one, which serves both."""
+    """Each name once; of two equal names the differentiable one, or the one of more tokens, which serves both."""
     merged: dict[str, VocabStatistic] = {}
     for statistic in required:
         held = merged.get(statistic.name)
-        if held is None or (statistic.differentiable and not held.differentiable):
+        if held is None or _extent(statistic) > _extent(held):
             merged[statistic.name] = statistic
     return tuple(merged.values())
+
+
+def _extent(statistic: VocabStatistic) -> tuple[bool, float]:
+    """Whether it carries a gradient, and the share of tokens it is made of."""
+    share = statistic.rarest if isinstance(statistic, ClosedStatistic) else None
+    return statistic.differentiable, 1.0 if share is None else share

@@ -119,6 +119,14 @@ class LogitGradient:
 class ClosedStatistic(VocabStatistic, Protocol):
     """A statistic that states its gradient: nothing of the size of the vocabulary is kept for it."""
 
+    @property
+    def rarest(self) -> float | None:
+        """Of the tokens of an on-policy step, the share it is read of: the least probable; None: of all.
+
+        Of tokens that are certainly not among them it is nan.
+        """
+        return None
+
     def value(self, tile: Tile) -> Shaped[Tensor, "N ..."]:
         """The statistic of the tile's tokens."""
         ...

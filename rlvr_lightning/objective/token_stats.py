@@ -36,6 +36,7 @@ def token_stats(
     old: Mapping[str, Shaped[Tensor, "B T ..."]] | None = None,
     chunk_elements: int = CHUNK_ELEMENTS,
     foresee: Foresight | None = None,
+    step_tokens: int | None = None,
 ) -> tuple[Float[Tensor, "B T"], Statistics]:
     """Log-probabilities of the tokens and the required statistics.
 
@@ -53,6 +54,8 @@ def token_stats(
         chunk_elements: logits held at a time.
         foresee: from log-probabilities and statistics, of which those that are not known yet are put in for (`_SoFar`), to the
             loss's gradient with respect to each of them, None where there is none. A wrong guess costs time and changes nothing.
+        step_tokens: in an on-policy pass, tokens of the whole step, of which these are some: what is read of its rarest tokens
+            (`ClosedStatistic.rarest`) may be nan elsewhere. None: it is made of all.
 
     Returns:
         Log-probabilities [nats], and each statistic by name. At least float32, whatever the model's dtype.
@@ -60,7 +63,7 @@ def token_stats(
     before = {name: values[mask] for name, values in (old or {}).items()}
     names = ["logprobs", *(statistic.name for statistic in statistics)]
     looks = None if foresee is None else _SoFar(mask, names, foresee)
-    job = HeadPass(token_ids[mask], before, statistics, temperature, chunk_elements, looks)
+    job = HeadPass(token_ids[mask], before, statistics, temperature, chunk_elements, looks, step_tokens)
     # A subclass, or a layer that others hook into, may do more than multiply.
     plain = type(head) is nn.Linear and not (head._forward_hooks or head._forward_pre_hooks)
     columns = (

@@ -63,6 +63,7 @@ class PolicyModel(Protocol):
         temperature: float,
         statistics: Sequence[VocabStatistic] = (),
         foresee: Callable[[Tensor, dict[str, Tensor]], Sequence[Tensor | None]] | None = None,
+        step_tokens: int | None = None,
     ) -> tuple[Float[Tensor, "B T"], dict[str, Shaped[Tensor, "B T ..."]]]:
         """Log-probabilities of the response tokens that carry weight, and the statistics [nats].
 
@@ -71,6 +72,7 @@ class PolicyModel(Protocol):
             temperature: divides the logits.
             statistics: what to compute besides.
             foresee: what the loss's gradient will be, as far as it is known: it saves time, and changes nothing.
+            step_tokens: of the whole step, where the update is on-policy: what is read of its rarest tokens need not be made of others.
         """
         ...
 

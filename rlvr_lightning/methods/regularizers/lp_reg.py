@@ -6,6 +6,7 @@ beta 1[p_t < delta_rho, pi_proxy(o_t) > 0, A < 0] KL(pi_proxy || pi)_t
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -55,12 +56,11 @@ class LpReg(Regularizer):
         for name, value in (("quantile", quantile), ("threshold", threshold)):
             if not 0 < value < 1:
                 raise ConfigError(f"LpReg.{name} must be in (0, 1); got {value}")
-        choices = (
+        for name, choice, allowed in (
             ("threshold_kind", threshold_kind, ("relative", "absolute")),
             ("kl_estimator", kl_estimator, tuple(ESTIMATORS)),
             ("variant", variant, ("paper", "reference")),
-        )
-        for name, choice, allowed in choices:
+        ):
             if choice not in allowed:
                 raise ConfigError(f"LpReg.{name} must be one of {', '.join(allowed)}; got {choice!r}")
         if coef < 0:
@@ -76,7 +76,9 @@ class LpReg(Regularizer):
     @property
     def requires(self) -> tuple[VocabStatistic, ...]:
         """The sampled token's proxy log-probability; in the paper's form also the KL over the vocabulary."""
-        return (self.proxy, self.penalty.support, self.penalty) if self.variant == "paper" else (self.proxy,)
+        if self.variant == "reference":
+            return (self.proxy,)
+        return (*(replace(one, rarest=self.quantile) for one in (self.proxy, self.penalty)), self.penalty.support)
 
     @property
     def replaces_surrogate(self) -> bool:
@@ -101,9 +103,7 @@ class LpReg(Regularizer):
             low = negative & (logprobs.exp() < step.quantile(logprobs.exp(), stats.loss_mask, self.quantile))
             return low * torch.where(proxy.isfinite(), 1, 2)
         count = int(int(step.sum(negative.sum())) * self.quantile)
-        if count <= 1:
-            return torch.zeros_like(part_ids)
-        low = negative & (logprobs <= step.kth_smallest(logprobs, negative, count))
+        low = negative & (logprobs <= step.kth_smallest(logprobs, negative, count)) & (count > 1)
         return low * torch.where(logprobs < proxy, 1, proxy.isneginf() * 2)
 
     def __call__(self, stats: TokenStats, part_ids: Int[Tensor, "B T"], planned: Tensor) -> tuple[TokenTerm, ...]:

@@ -37,10 +37,12 @@ class ProxyLogprob(ClosedStatistic):
     Args:
         filter: what is kept.
         of: the policy whose proxy it is.
+        rarest: see `ClosedStatistic`.
     """
 
     filter: Filter
     of: Source = "old"
+    rarest: float | None = None
     differentiable: ClassVar[bool] = False
 
     @property

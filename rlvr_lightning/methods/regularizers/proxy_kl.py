@@ -25,11 +25,13 @@ class ProxyKL(ClosedStatistic):
         filter: what is kept.
         size: tokens remembered at most.
         of: the policy whose proxy it is; `current` never looks at what was remembered.
+        rarest: see `ClosedStatistic`.
     """
 
     filter: Filter
     size: int
     of: Source = "old"
+    rarest: float | None = None
     differentiable: ClassVar[bool] = True
     passes: ClassVar[tuple[Pass, ...]] = ("update", "on_policy")
 

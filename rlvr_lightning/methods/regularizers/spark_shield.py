@@ -6,6 +6,7 @@ pi_proxy: the filtered, renormalised policy at the start of the update, as it is
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal, get_args
 
 import torch
@@ -72,10 +73,11 @@ class SparkShield(Regularizer):
     @property
     def requires(self) -> tuple[VocabStatistic, ...]:
         """The sampled token's proxy log-probability; for the full penalty also the KL over the vocabulary."""
+        proxy = replace(self.proxy, rarest=self.quantile)
         if self.penalty == "k3":
-            return (self.proxy,)
+            return (proxy,)
         remembered = () if self.source == "current" else (self.pull.support,)
-        return (self.proxy, *remembered, self.pull)
+        return (proxy, *remembered, replace(self.pull, rarest=self.quantile))
 
     @property
     def requires_ref(self) -> bool:
