@@ -149,7 +149,7 @@ def test_only_what_is_required_is_asked_for() -> None:
     assert OBJECTIVES["archer"](MEAN).plans_on == "rollout"
     assert OBJECTIVES["archer, reference"](MEAN).plans_on == "update"
     names = [s.name.partition("(")[0] for s in OBJECTIVES["archer + lp_reg"](MEAN).requires]
-    proxies = ["proxy_logprobs", "proxy_support", "proxy_kl"]
+    proxies = ["proxy_logprobs", "proxy_kl", "proxy_support"]
     assert names == ["entropy", *proxies]
 
 
