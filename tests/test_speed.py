@@ -83,7 +83,7 @@ def test_methods_and_growth_in_miniature(case: Case, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(methods, "names", lambda: ["archer", "grpo", "gspo"])
     monkeypatch.setattr(methods, "Case", lambda folder, prompts: case)
     table = methods.measure(case.folder, 1)
-    assert {row[0] for row in table.rows} == {"`archer`", "`gspo`"}
+    assert {row[0] for row in table.rows} == {"`grpo` again, lowest to highest of 1", "`archer`", "`gspo`"}
     cases = {"4k": case, "cut": replace(case, micro_batches=2)}
     monkeypatch.setattr(growth, "CASES", {**cases, "16k": case})
     grown = growth.measure(case.folder, 1)

@@ -26,6 +26,8 @@ from rlvr_lightning.protocols import VocabStatistic
 
 # Numbers of a tile on the CPU: 2 MiB in float32. A GPU has no use for it: there a chunk is one tile.
 TILE_ELEMENTS = 2**19
+# By so much a token's log-probability may differ from that of the pass in which the plan was made [nats].
+NEAR = 0.01
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ class HeadPass:
         place = math.ceil(share * (self.step_tokens - 1)) + 1
         if place >= len(sampled):
             return torch.arange(new.start, new.stop, device=sampled.device)
-        (within,) = (sampled[new] <= sampled.kthvalue(place).values).nonzero(as_tuple=True)
+        (within,) = (sampled[new] <= sampled.kthvalue(place).values + NEAR).nonzero(as_tuple=True)
         found: Tensor = within + new.start
         return found
 
