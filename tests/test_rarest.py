@@ -51,8 +51,8 @@ def test_it_is_made_of_few_others() -> None:
     hidden = torch.randn(1, 1100, H, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     found = scored(hidden, 0.01, 1100, 1000)
     for name in found.keys() - {"logprobs", "entropy"}:
-        # ceil(0.01 * 1099) + 1 of the first thousand, and those of the last hundred that are as rare.
-        assert 12 <= int((~found[name].isnan()).sum()) <= 17
+        # ceil(0.01 * 1099) + 1 of the first thousand, those of the last hundred that are as rare, and some that nearly are.
+        assert 12 <= int((~found[name].isnan()).sum()) <= 20
     # Without a step to compare with, or where all are asked for, of every token.
     for share, tokens in ((0.01, None), (None, 1100)):
         assert not any(values.isnan().any() for values in scored(hidden, share, tokens, 1000).values())
