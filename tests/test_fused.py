@@ -150,3 +150,16 @@ def test_a_probability_at_the_threshold_is_kept_where_the_filter_includes_it(inc
     mass, tau = Filter(0.5, "relative", inclusive).log_mass(Tile(logprobs, torch.tensor([1]), {}))
     assert float(tau) == float(logprobs[0, 1])
     assert mass.exp().tolist() == pytest.approx([kept])
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("vocabulary", [3, 1_000, 1_025, 151_936])
+def test_log_probabilities_may_take_the_place_of_logits(vocabulary: int, device: str) -> None:
+    """No promise of PyTorch's: that its kernel reads each number for the last time before it writes there."""
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("there is no CUDA device")
+    for dtype in (torch.float32, torch.float64):
+        logits = 5 * torch.randn(7, vocabulary, generator=torch.Generator().manual_seed(0), dtype=dtype).to(device)
+        expected = torch.log_softmax(logits, dim=-1)
+        torch.log_softmax(logits, dim=-1, out=logits)
+        assert torch.equal(logits, expected)
