@@ -12,9 +12,7 @@ from rlvr_lightning.config.compose import config_dir
 
 NOTE = """4 prompts, 8 responses each, 64 tokens a response, on-policy, one micro-batch; the same random responses for all, so
 that the step is what follows the sampling. A method with a reference policy (a KL term) pays a forward pass of it. Where a
-weight of every token depends on the whole step (OPEFO, STEER) the gradient cannot be foreseen, and the logits are made again. What
-Lp-Reg reads of the vocabulary weighs less in a wider model: with hidden states of 1,024 numbers instead of 256 its step takes 0.95 of
-GRPO's, as much as another GRPO's beside it, and Archer's 1.15."""
+weight of every token depends on the whole step (OPEFO, STEER) the gradient cannot be foreseen, and the logits are made again."""
 # Processes at a time, beside two of GRPO.
 TOGETHER = 4
 AGAIN = "grpo again"
