@@ -151,6 +151,9 @@ def test_only_what_is_required_is_asked_for() -> None:
     names = [s.name.partition("(")[0] for s in OBJECTIVES["archer + lp_reg"](MEAN).requires]
     proxies = ["proxy_logprobs", "proxy_kl", "proxy_support"]
     assert names == ["entropy", *proxies]
+    assert {name for name, build in OBJECTIVES.items() if build(MEAN).weighs_by_step} >= {"opefo", "steer"}
+    assert not OBJECTIVES["archer + lp_reg"](MEAN).weighs_by_step
+    assert OnlyPart("all", OPEFO()).weighs_by_step
 
 
 def test_a_choice_within_responses_is_that_of_the_whole_step() -> None:

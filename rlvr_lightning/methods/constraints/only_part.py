@@ -65,6 +65,11 @@ class OnlyPart(ConstraintPolicy):
         """The inner constraint's."""
         return self.constraint.plans_on
 
+    @property
+    def weighs_by_step(self) -> bool:
+        """The inner constraint's."""
+        return self.constraint.weighs_by_step
+
     def plan(self, stats: TokenStats, part_ids: Int[Tensor, "B T"], step: StepContext) -> Tensor:
         """The inner constraint's."""
         return self.constraint.plan(stats, part_ids, step)

@@ -36,6 +36,8 @@ class OPEFO(ConstraintPolicy):
         ConfigError: the strength is out of range.
     """
 
+    weighs_by_step = True
+
     def __init__(self, strength: float = 1.0) -> None:
         if not 0 <= strength <= 1:
             raise ConfigError(f"OPEFO.strength must be in [0, 1]; got {strength}")
@@ -55,11 +57,6 @@ class OPEFO(ConstraintPolicy):
     def plans_on(self) -> When:
         """The current policy, which is the old one."""
         return "update"
-
-    @property
-    def weighs_by_step(self) -> bool:
-        """By the step's flows."""
-        return True
 
     def plan(self, stats: TokenStats, part_ids: Int[Tensor, "B T"], step: StepContext) -> Float[Tensor, "B T"]:
         """The scale of each token's update."""

@@ -34,6 +34,8 @@ class STEER(Weighting):
         ConfigError: a setting is out of range.
     """
 
+    weighs_by_step = True
+
     def __init__(self, least: float = 0.8, floor: float = 0.02) -> None:
         if not 0 < least < 1:
             raise ConfigError(f"STEER.least must be in (0, 1); got {least}")
@@ -50,11 +52,6 @@ class STEER(Weighting):
     def plans_on(self) -> When:
         """The current policy's probabilities."""
         return "update"
-
-    @property
-    def weighs_by_step(self) -> bool:
-        """By the step's largest |Omega|."""
-        return True
 
     def plan(self, stats: TokenStats, part_ids: Int[Tensor, "B T"], step: StepContext) -> Float[Tensor, "B T"]:
         """The factor of each token."""

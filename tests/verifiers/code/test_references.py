@@ -146,6 +146,14 @@ def test_a_sample_of_mutants_is_judged_as_by_brute_force(
     assert fail > 0
 
 
+@pytest.mark.slow
+def test_forty_mutants_are_judged_as_by_brute_force(shared_data: Path, tmp_path: Path) -> None:
+    quick = CodeVerifier(timeout_s={"check": 4.0, "asserts": 4.0, "functional": 4.0, "stdin": 4.0})
+    fail, wrong = wrongly_judged(quick, tmp_path, drawn(2, list(all_mutants(shared_data)), 40))
+    assert wrong == []
+    assert fail >= 20
+
+
 @pytest.mark.conformance
 def test_mutants_are_judged_as_by_brute_force(shared_data: Path, tmp_path: Path) -> None:
     quick = CodeVerifier(timeout_s={"check": 4.0, "asserts": 4.0, "functional": 4.0, "stdin": 4.0})
