@@ -34,6 +34,10 @@ def binary() -> str:
         raise MissingDependencyError(f"bubblewrap: {error}") from error
 
 
+# Where a program begins: a folder of its own, for one of an environment in /tmp may have the name it gives a file.
+WORK = "/tmp/work_of_a_program"
+
+
 class Bubblewrap:
     """The strongest confinement: new namespaces of users, processes, files, network, names and messages."""
 
@@ -72,7 +76,20 @@ def _namespaces(root: bool) -> list[str]:
 def _files(limits: Limits) -> list[str]:
     # First, for an environment may lie in /tmp itself.
     size = str(limits.disk_mb * MEBIBYTE)
-    options = ["--proc", "/proc", "--perms", "1777", "--size", size, "--tmpfs", "/tmp"]
+    options = [
+        "--proc",
+        "/proc",
+        "--perms",
+        "1777",
+        "--size",
+        size,
+        "--tmpfs",
+        "/tmp",
+        "--perms",
+        "1777",
+        "--dir",
+        WORK,
+    ]
     # Made before anything is mounted on them: a folder of root's own would come out closed to the program.
     parents = (parent for path in (sys.base_prefix, *libraries(), *DEVICES) for parent in reversed(Path(path).parents))
     for folder in dict.fromkeys(parents):
@@ -81,4 +98,4 @@ def _files(limits: Limits) -> list[str]:
         options += ["--ro-bind-try", path, path]
     for path in DEVICES:
         options += ["--dev-bind-try", path, path]
-    return [*options, "--remount-ro", "/", "--chdir", "/tmp"]
+    return [*options, "--remount-ro", "/", "--chdir", WORK]

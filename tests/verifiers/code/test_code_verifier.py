@@ -22,7 +22,7 @@ from rlvr_lightning.types import Problem, Verdict
 from rlvr_lightning.verifiers.code import run
 from rlvr_lightning.verifiers.code.verifier import CodeVerifier
 from rlvr_lightning.verifiers.pool import VerifierPool
-from rlvr_lightning.verifiers.sandbox import choose
+from rlvr_lightning.verifiers.sandbox import bubblewrap, choose
 from rlvr_lightning.verifiers.sandbox.folders import PREFIX, remove_abandoned
 from rlvr_lightning.verifiers.sandbox.limits import Limits
 
@@ -424,3 +424,17 @@ def test_nothing_waits_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(VerifierError, match="did not answer in time"):
         verifier("def half(x): return x // 2", FOUR)
     assert time.monotonic() - start < 30
+
+
+def test_a_program_names_its_files_as_it_likes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a folder of the environment too, where that lies in /tmp."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        for name, found in (("libraries", list(bubblewrap.libraries())), ("readable", list(bubblewrap.readable()))):
+            monkeypatch.setattr(bubblewrap, name, lambda found=found: [*found, folder])
+        name = Path(folder).name
+        code = f"import os\nopen({name!r}, 'w').write('1')\nprint(open({name!r}).read(), os.path.isdir({folder!r}))"
+        try:
+            verifier = CodeVerifier(extract="whole", sandbox="bubblewrap")
+        except HardwareError as error:
+            pytest.skip(str(error))
+        assert verifier(code, reader(("", "1 True"))).correct
