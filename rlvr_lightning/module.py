@@ -155,14 +155,14 @@ class RLVRModule(EvaluatedModule):
         last = len(batch.micros) - 1
         tables = self.policy_version % self.diagnostics_every == 0
         logged = (EntropyFlow(),) if tables else ()
-        planners = self.scorer.planners(batch, Step())
+        planner = self.scorer.planner(batch, Step())
         # Ranks average their gradients; the loss is a sum over ranks.
         scale = float(self.trainer.world_size)
         total = torch.zeros((), device=self.device)
         for index, micro in enumerate(batch.micros):
             with self._gradients_stay_local(index < last):
-                stats = self.scorer.stats(micro, logged, partial(planners.guess, index), scale, planners.tokens)
-                plan = planners.plan(index, stats)
+                stats = self.scorer.stats(micro, logged, partial(planner.guess, index), scale, planner.tokens)
+                plan = planner.plan(index, stats)
                 output = self.objective(stats, plan)
                 self.manual_backward(output.loss * scale)
             self.diagnostics.observe(stats, output, plan, tables=tables)

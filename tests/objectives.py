@@ -46,7 +46,7 @@ from rlvr_lightning.methods.weightings.stare import STARE
 from rlvr_lightning.methods.weightings.steer import STEER
 from rlvr_lightning.objective.joining import cut, join
 from rlvr_lightning.objective.objective import Objective
-from rlvr_lightning.objective.scoring import Alone
+from rlvr_lightning.objective.planning import Alone
 from rlvr_lightning.objective.token_stats import token_stats
 from rlvr_lightning.protocols import Aggregator, ConstraintPolicy, StepContext
 from rlvr_lightning.types import Pass, TokenStats

@@ -32,9 +32,9 @@ def measured(
     micro = batch_of(objective, case, on_policy=on_policy)
     policy = Logits(case.logits.detach().clone().requires_grad_(), identity(V))
     scorer = Scorer(cast(Any, policy), None, objective, temperature)
-    planners = scorer.planners(StepBatch((micro,)), Step())
+    planner = scorer.planner(StepBatch((micro,)), Step())
     stats = scorer.stats(micro)
-    plan = planners.plan(0, stats)
+    plan = planner.plan(0, stats)
     return scorer.forces(micro, stats, plan), stats, plan
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from rlvr_lightning.objective import fused
 from rlvr_lightning.objective.objective import Objective
 from rlvr_lightning.objective.scoring import Scorer
-from rlvr_lightning.objective.statistics import Entropy
+from rlvr_lightning.objective.statistics import Entropy, EntropyFlow
 from rlvr_lightning.objective.step import Step
 from rlvr_lightning.objective.token_stats import token_stats
 from rlvr_lightning.types import StepBatch, TokenBatch
@@ -63,11 +63,11 @@ def gradients(objective: Objective, case: Any, *, on_policy: bool, foresee: bool
     policy = Logits(hidden, head)
     scorer = Scorer(cast(Any, policy), None, objective, 1.0)
     micro = batch_of(objective, case, on_policy=on_policy)
-    planners = scorer.planners(StepBatch((micro,)), Step())
+    planner = scorer.planner(StepBatch((micro,)), Step())
     stats = scorer.stats(
-        micro, (), partial(planners.guess, 0) if foresee else None, 3.0, planners.tokens if foresee else None
+        micro, (), partial(planner.guess, 0) if foresee else None, 3.0, planner.tokens if foresee else None
     )
-    (objective(stats, planners.plan(0, stats)).loss * 3.0).backward()
+    (objective(stats, planner.plan(0, stats)).loss * 3.0).backward()
     assert hidden.grad is not None
     assert head.weight.grad is not None
     return [hidden.grad, head.weight.grad], policy.tried
@@ -109,8 +109,10 @@ class InParts(Logits):
 
     def __init__(self, parts: dict[int, Tensor], head: nn.Linear) -> None:
         self.parts, self.head, self.tried = parts, head, False
+        self.passes = 0
 
     def __call__(self, batch: TokenBatch, *rest: Any) -> Any:
+        self.passes += 1
         self.hidden = self.parts[id(batch)]
         return super().__call__(batch, *rest)
 
@@ -129,10 +131,13 @@ def test_several_micro_batches_are_planned_on_the_policy_their_components_read(n
     leaves = [part.logits.detach().clone().requires_grad_() for part in parts]
     policy = InParts({id(micro): leaf for micro, leaf in zip(micros, leaves, strict=True)}, identity(V))
     scorer = Scorer(cast(Any, policy), None, objective, 1.0)
-    planners = scorer.planners(StepBatch(tuple(micros)), Step())
+    planner = scorer.planner(StepBatch(tuple(micros)), Step())
+    # The first one's own pass plans as well.
+    reads = objective.plans_on == "update" or (on_policy and objective.plans_on == "rollout")
+    assert policy.passes == (1 if reads and not objective.within_responses else 0)
     for place, micro in enumerate(micros):
-        stats = scorer.stats(micro, step_tokens=planners.tokens)
-        (objective(stats, planners.plan(place, stats)).loss * 3.0).backward()
+        stats = scorer.stats(micro, (EntropyFlow(),), partial(planner.guess, place), 3.0, planner.tokens)
+        (objective(stats, planner.plan(place, stats)).loss * 3.0).backward()
     torch.testing.assert_close(torch.cat([leaf.grad for leaf in leaves]), whole, rtol=1e-9, atol=1e-12)
 
 

@@ -35,10 +35,10 @@ def test_an_empty_micro_batch_changes_nothing(name: str, on_policy: bool) -> Non
     scorer = Scorer(cast(Any, Either()), None, objective, 1.0)
 
     def losses(*micros: TokenBatch) -> list[float]:
-        planners, found = scorer.planners(StepBatch(micros), Step()), []
+        planner, found = scorer.planner(StepBatch(micros), Step()), []
         for place, one in enumerate(micros):
             stats = scorer.stats(one)
-            found.append(objective(stats, planners.plan(place, stats)).loss.item())
+            found.append(objective(stats, planner.plan(place, stats)).loss.item())
         return found
 
     (alone,) = losses(micro)

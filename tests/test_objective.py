@@ -40,8 +40,8 @@ from rlvr_lightning.methods.weightings.repo_r import RepoR
 from rlvr_lightning.methods.weightings.stare import STARE
 from rlvr_lightning.methods.weightings.steer import STEER
 from rlvr_lightning.objective.objective import Objective
+from rlvr_lightning.objective.planning import Alone
 from rlvr_lightning.objective.responses import response_places
-from rlvr_lightning.objective.scoring import Alone
 from rlvr_lightning.objective.step import Step
 from rlvr_lightning.protocols import ConstraintPolicy
 from rlvr_lightning.types import TokenTerm

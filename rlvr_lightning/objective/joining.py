@@ -33,9 +33,9 @@ def join(micros: Sequence[TokenStats]) -> TokenStats:
 
 
 def _by_name(held: Sequence[Mapping[str, Tensor]], micros: Sequence[TokenStats]) -> dict[str, Tensor]:
-    """Statistics by name: those of the micro-batches with rows. One without was scored otherwise; of what it lacks it has nothing."""
-    busy = [named for named, micro in zip(held, micros, strict=True) if micro.loss_mask.any()]
-    like = {name: values for named in busy or held for name, values in named.items()}
+    """Statistics by name, those that all micro-batches with rows have. One without rows was scored otherwise; it has nothing of them."""
+    busy = [named for named, micro in zip(held, micros, strict=True) if micro.loss_mask.any()] or [held[0]]
+    like = {name: values for name, values in busy[0].items() if all(name in named for named in busy)}
 
     def own(name: str, named: Mapping[str, Tensor], micro: TokenStats) -> Tensor:
         if micro.loss_mask.any():

@@ -3,58 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from rlvr_lightning.objective.forces import Force, forces
-from rlvr_lightning.objective.joining import cut, join
 from rlvr_lightning.objective.objective import Objective
+from rlvr_lightning.objective.planning import EachItsOwn, OfTheStep, Planner
 from rlvr_lightning.objective.statistics import merge_statistics
-from rlvr_lightning.objective.step import Here
 from rlvr_lightning.protocols import PolicyModel, StepContext, VocabStatistic
 from rlvr_lightning.types import Pass, StepBatch, StepPlan, TokenBatch, TokenStats
 
-Planner = Callable[[int, TokenStats], StepPlan]
 Guess = Callable[[TokenStats], StepPlan]
-
-
-@dataclass(frozen=True)
-class Planners:
-    """What makes the plan of a micro-batch, from its place and its statistics.
-
-    Args:
-        plan: from the statistics of all its tokens.
-        guess: from those that are known already, and others put in for the rest; it asks no other rank.
-        tokens: of the whole step, over all ranks.
-    """
-
-    plan: Planner
-    guess: Planner
-    tokens: int
-
-    @classmethod
-    def alike(cls, planner: Planner, tokens: int) -> Planners:
-        """Of a planner that does not need the whole step's tokens."""
-        return cls(planner, planner, tokens)
-
-
-class Alone:
-    """The step as those see it who choose within responses: not at all."""
-
-    def sum(self, values: Tensor) -> Tensor:
-        """Never asked for."""
-        raise AssertionError("a component that is within_responses asks for the whole step")
-
-    def quantile(self, values: Tensor, mask: Tensor, q: float) -> Tensor:
-        """Never asked for."""
-        return self.sum(values)
-
-    def kth_smallest(self, values: Tensor, mask: Tensor, k: int) -> Tensor:
-        """Never asked for."""
-        return self.sum(values)
 
 
 class Scorer:
@@ -107,21 +69,15 @@ class Scorer:
         which: Pass = "on_policy" if micro.old_logprobs is None else "update"
         return forces(self.objective, self.policy, micro, stats, plan, self.temperature, self._required(which))
 
-    def planners(self, batch: StepBatch, step: StepContext) -> Planners:
-        """What plans the micro-batches. Every rank must call it, once a step."""
+    def planner(self, batch: StepBatch, step: StepContext) -> Planner:
+        """What plans the micro-batches, with passes of their own only where a component needs them. Every rank must call it."""
         known = self.objective.count([(micro.loss_mask, micro.segments) for micro in batch.micros], step)
-        tokens = int(known.tokens)
-        if len(batch.micros) > 1 and not self.objective.within_responses:
-            plans = self.plan_ahead(batch, step, tokens)
-            return Planners.alike(lambda place, _: plans[place], tokens)
         if self.objective.within_responses:
-            return Planners.alike(lambda _, stats: self.objective.plan(stats, Alone(), known), tokens)
-
-        def guess(_: int, stats: TokenStats) -> StepPlan:
-            plan = self.objective.plan(stats, Here())
-            return replace(plan, counts={**plan.counts, "response": known})
-
-        return Planners(lambda _, stats: self.objective.plan(stats, step), guess, tokens)
+            return EachItsOwn(self.objective, known)
+        others, tokens = batch.micros[1:], int(known.tokens)
+        if others and self.objective.plans_on == "rollout":
+            self._accompany(others, step)
+        return OfTheStep(self.objective, known, [self._before(micro, tokens) for micro in others], step)
 
     def _foresee(
         self,
@@ -143,13 +99,6 @@ class Scorer:
         found = iter(others)
         return [first, *(next(found) if one.differentiable else None for one in wanted)]
 
-    def plan_ahead(self, batch: StepBatch, step: StepContext, tokens: int | None = None) -> list[StepPlan]:
-        """The plan of each of several micro-batches, with a pass of its own only where a component needs one."""
-        if self.objective.plans_on == "rollout":
-            self._accompany(batch, step)
-        before = [self._before(micro, tokens) for micro in batch.micros]
-        return cut(self.objective.plan(join(before), step), before)
-
     def score(self, micro: TokenBatch, device: torch.device, *, on_policy: bool) -> TokenBatch:
         """Add old and reference log-probabilities [nats] where they are needed; the result stays on the CPU."""
         there = micro.map(lambda tensor: tensor.to(device))
@@ -170,21 +119,19 @@ class Scorer:
         logprobs, statistics = self._forward(reference, batch, self._required("reference"))
         return replace(batch, ref_logprobs=logprobs, old_statistics={**batch.old_statistics, **statistics})
 
-    def _accompany(self, batch: StepBatch, step: StepContext) -> None:
+    def _accompany(self, micros: Sequence[TokenBatch], step: StepContext) -> None:
         """Pass through a micro-batch that another rank must pass through before the plan.
 
         One without rows was never scored, so that nothing is known of it without a pass; and under FSDP2 a pass gathers
         weights from every rank.
         """
-        unknown = torch.tensor([micro.old_logprobs is None for micro in batch.micros]).to(
-            batch.micros[0].input_ids.device
-        )
+        unknown = torch.tensor([micro.old_logprobs is None for micro in micros]).to(micros[0].input_ids.device)
         anywhere = step.sum(unknown.long()) > 0
-        for micro, elsewhere in zip(batch.micros, (anywhere & ~unknown).tolist(), strict=True):
+        for micro, elsewhere in zip(micros, (anywhere & ~unknown).tolist(), strict=True):
             if elsewhere:
                 self._forward(self.policy, micro)
 
-    def _before(self, micro: TokenBatch, tokens: int | None) -> TokenStats:
+    def _before(self, micro: TokenBatch, tokens: int) -> TokenStats:
         """What is known of a micro-batch before its own pass."""
         on_policy = micro.old_logprobs is None
         if self.objective.plans_on == "update" or (self.objective.plans_on == "rollout" and on_policy):

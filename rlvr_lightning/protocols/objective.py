@@ -95,7 +95,7 @@ class Component(Protocol):
     def plans_on(self) -> When | None:
         """The policy whose statistics the choice of tokens reads: `rollout` (old), `update` (current) or None.
 
-        `update` costs a forward pass without gradient when a step has several micro-batches.
+        `update` costs a forward pass without gradient of every micro-batch but the first.
         """
         return None
 

@@ -240,7 +240,10 @@ def waiting(ranks: Ranks) -> dict[str, Any]:
     scorer = Scorer(policy, ranks.policy(trainable=False), OBJECTIVES["archer"](MEAN), 1.0)
     scored = scorer.score(batch(slice(0, 3)), CPU, on_policy=False)
     second = collate([], 0, packed=False) if ranks.rank == ranks.world - 1 else scored
-    plans = scorer.plan_ahead(StepBatch((scored, second)), Step())
+    planner = scorer.planner(StepBatch((scored, second)), Step())
+    with torch.no_grad():
+        stats = scorer.stats(scored)
+    plans = [planner.plan(place, stats) for place in range(2)]
     return {"plans": len(plans), "loss": ranks.learn(policy)}
 
 
