@@ -1,4 +1,4 @@
-"""Sessions for tests: `nox` alone runs lint, types and the fast tests."""
+"""Sessions for tests: `nox` alone runs lint, types and the fast tests, the last two in one environment."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import nox
 
-nox.options.sessions = ["lint", "types", "tests"]
+nox.options.sessions = ["lint", "tests"]
 nox.options.default_venv_backend = "venv"
 nox.options.reuse_existing_virtualenvs = True
 # Packages vLLM's CPU build brings along that were compiled for another torch and break its imports.
@@ -39,16 +39,10 @@ def lint(session: nox.Session) -> None:
 
 
 @nox.session
-def types(session: nox.Session) -> None:
-    """Strict type checking of the package."""
-    session.install("-e", ".[dev]")
-    session.run("mypy")
-
-
-@nox.session
 def tests(session: nox.Session) -> None:
-    """The fast tests; those of the objective and the data flow once more with every annotated shape checked."""
+    """Strict types; the fast tests; those of the objective and the data flow once more with every annotated shape checked."""
     session.install("-e", ".[dev,datasets,code]")
+    session.run("mypy")
     shapes = "--jaxtyping-packages=rlvr_lightning,shapes.checker"
     session.run("pytest", "-q", *PARALLEL, "-m", "not slow", shapes, *SHAPED, env=ONE_THREAD)
     session.run("pytest", *PARALLEL, "-m", "not slow", *session.posargs, env=ONE_THREAD)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from rlvr_lightning.callbacks.outputs import CurvesCallback
 from rlvr_lightning.types import TokenStats
 
 SHARED = Path(__file__).parents[1].parent / "shared"
@@ -16,6 +18,14 @@ SHARED = Path(__file__).parents[1].parent / "shared"
 @pytest.fixture(scope="session", autouse=True)
 def _two_threads() -> None:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_curves() -> Iterator[None]:
+    """Drawing them takes as long as a small run; those of `training.drawn` have them, and every run in a process of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CurvesCallback, "on_fit_end", lambda *_: None)
+        yield
 
 
 # What takes many minutes is collected only where it is asked for by its marker.

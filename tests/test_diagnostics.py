@@ -15,10 +15,8 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from training import SMALL
+from training import drawn, fit
 
-from rlvr_lightning.config.build import build_run
-from rlvr_lightning.config.compose import compose
 from rlvr_lightning.evaluation.diagnostics import Diagnostics
 from rlvr_lightning.evaluation.metrics import ProbabilityHistogram, QuadrantTable
 from rlvr_lightning.methods.aggregators import TokenMean
@@ -408,7 +406,8 @@ def test_a_real_run_logs_all_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(Diagnostics, "observe", recording)
     settings = ("conf=lp_reg", f"regularizer.lp_reg.quantile={rho}", "regularizer.lp_reg.threshold=0.1")
     settings += ("trainer.max_epochs=3", "trainer.diagnostics_every_n_steps=2")
-    build_run(compose([*SMALL, *settings, f"output_dir={tmp_path}"])).fit()
+    with drawn():
+        fit(tmp_path, *settings)
     with (tmp_path / "logs" / "metrics.csv").open() as lines:
         epochs = [row for row in csv.DictReader(lines) if row["policy/entropy"]]
     assert len(epochs) == len(counted) == 3

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import OmegaConf
-from training import SMALL, fit, recorded, weights, widest_difference
+from training import SMALL, drawn, fit, recorded, weights, widest_difference
 
 from rlvr_lightning.cli.main import main
 from rlvr_lightning.config.build import build_data, build_module, build_run
@@ -32,7 +32,8 @@ OFF_POLICY = ("conf=archer", "rollout.prompts_per_step=4", "rollout.passes=2")
 @pytest.fixture(scope="module")
 def archer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("archer") / "run"
-    build_run(compose([*SMALL, *OFF_POLICY, "trainer.max_epochs=4", f"output_dir={folder}"])).fit()
+    with drawn():
+        fit(folder, *OFF_POLICY, "trainer.max_epochs=4")
     return folder
 
 

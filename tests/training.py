@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
+import pytest
 import torch
 
 from rlvr_lightning.callbacks.outputs import CurvesCallback
@@ -30,12 +33,22 @@ SMALL = (
 
 
 def fit(output_dir: Path, *overrides: str) -> Run:
-    """Train for two epochs of eight prompts, unless the overrides say otherwise; no curves are drawn, which takes as long."""
+    """Train for two epochs of eight prompts, unless the overrides say otherwise."""
     run = build_run(compose([*SMALL, *overrides, f"output_dir={output_dir}"]))
-    callbacks = cast(Any, run.trainer).callbacks
-    callbacks[:] = [callback for callback in callbacks if not isinstance(callback, CurvesCallback)]
     run.fit()
     return run
+
+
+# Taken before a test begins: in tests runs draw no curves.
+_draw = CurvesCallback.on_fit_end
+
+
+@contextmanager
+def drawn() -> Iterator[None]:
+    """Runs herein draw their curves."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CurvesCallback, "on_fit_end", _draw)
+        yield
 
 
 def recorded(folder: Path, version: int | None = None) -> list[dict[str, Any]]:
