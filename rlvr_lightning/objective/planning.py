@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -19,6 +19,7 @@ from rlvr_lightning.protocols import StepContext
 from rlvr_lightning.types import MaskCount, StepPlan, TokenStats
 
 
+@runtime_checkable
 class Planner(Protocol):
     """Makes plans of micro-batches, the first one's first.
 
