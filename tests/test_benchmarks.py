@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from measuring import arguments, laid_out, measure, responses
 from training import SMALL, fit, widest_difference
 from waiting import until
 
@@ -18,48 +19,10 @@ from rlvr_lightning.evaluation.statistics import accuracies, compared
 from rlvr_lightning.tasks.arithmetic import Arithmetic
 from rlvr_lightning.tasks.outcomes import read_outcomes
 
-# A benchmark of one's own, as docs/evaluation.md has it.
-SUMS = r"""# @package benchmark.sums
-defaults:
-  - /verifier@verifier: exact
-  - _self_
-
-_target_: rlvr_lightning.Benchmark
-file: sums.jsonl
-samples: 2
-temperature: 1.0
-max_new_tokens: 48
-template: "{problem}"
-"""
-
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`data/sums.jsonl`, and `conf/` with two benchmarks of it."""
-    place = tmp_path_factory.mktemp("place")
-    (place / "data").mkdir()
-    rows = [
-        {"id": problem.id, "problem": problem.messages[0]["content"], "answer": problem.answer, "cluster": i // 2}
-        for i, problem in enumerate(Arithmetic(num_held_out=12).held_out())
-    ]
-    (place / "data" / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (place / "conf" / "benchmark").mkdir(parents=True)
-    (place / "conf" / "benchmark" / "sums.yaml").write_text(SUMS)
-    again = SUMS.replace("benchmark.sums", "benchmark.again").replace("samples: 2", "samples: 3\npass_k: 2")
-    (place / "conf" / "benchmark" / "again.yaml").write_text(again)
-    return place
-
-
-def arguments(place: Path, *more: str) -> tuple[str, ...]:
-    return ("--config-dir", str(place / "conf"), f"evaluation.folder={place / 'data'}", *more)
-
-
-def measure(place: Path, output: Path, *more: str) -> None:
-    assert main(("test", *arguments(place, "benchmark=[sums]", f"output_dir={output}", *more))) == 0
-
-
-def responses(folder: Path, name: str = "sums") -> list[dict[str, object]]:
-    return [json.loads(line) for line in (folder / "responses" / f"{name}.jsonl").read_text().splitlines()]
+    return laid_out(tmp_path_factory.mktemp("place"))
 
 
 @pytest.fixture(scope="module")
@@ -251,38 +214,6 @@ def test_published_rows_are_shown_beside_ours(
     shown = capsys.readouterr().out
     assert "published: S" in shown
     assert "12.3" in shown
-
-
-@pytest.mark.parametrize(
-    ("more", "message"),
-    [
-        (("benchmark=[gsm8]",), "there is no benchmark=gsm8; did you mean gsm8k?"),
-        (("benchmark=[sums]", "evaluation.folder=nowhere"), "nowhere/sums.jsonl does not exist"),
-        (("benchmark=[sums]", "evaluation.folder=null"), "sums.jsonl is on no hub"),
-        (
-            ("benchmark=[sums]", "evaluation.max_new_tokens=9999"),
-            "positions of tiny: set benchmark.sums.max_new_tokens lower",
-        ),
-        (("benchmark=[sums]", "evaluation.models=[nowhere/at/all]"), "model.path=nowhere/at/all does not exist"),
-        (("benchmark=[sums]", "evaluation.batch_responses=0"), "evaluation.batch_responses must be at least 1"),
-        (("benchmark=[sums]", "evaluation.samples=two"), "evaluation.samples must be a whole number; got 'two'"),
-    ],
-)
-def test_what_cannot_be_measured_is_told_in_a_line(
-    place: Path, tmp_path: Path, more: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(("test", *arguments(place, f"output_dir={tmp_path / 'out'}", *more))) == 2
-    error = capsys.readouterr().err
-    assert message in error
-    assert len(error.strip().splitlines()) == 1
-
-
-@pytest.mark.parametrize("more", [("benchmark=[sums]",), ("evaluation.every_n_steps=2",)])
-def test_fit_needs_both_benchmarks_and_how_often(
-    place: Path, tmp_path: Path, more: tuple[str, ...], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(("fit", *SMALL, *arguments(place, f"output_dir={tmp_path / 'out'}", *more))) == 2
-    assert "benchmark=[NAME,...] and evaluation.every_n_steps=N go together" in capsys.readouterr().err
 
 
 def test_a_killed_measurement_goes_on(place: Path, measured: Path, tmp_path: Path) -> None:

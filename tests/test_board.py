@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import signal
 import socket
 import subprocess
@@ -12,63 +11,11 @@ import time
 from typing import Any
 
 import pytest
+from boards import Open
 
-from rlvr_lightning.errors import ConfigError, HardwareError
-from rlvr_lightning.training import board, meeting
-from rlvr_lightning.training.board import Board
+from rlvr_lightning.errors import ConfigError
+from rlvr_lightning.training import board
 from rlvr_lightning.training.failure import FILE, Failure
-from rlvr_lightning.training.meeting import Meeting, launched
-
-
-class Rank:
-    """A rank's line to the board."""
-
-    def __init__(self, port: int, rank: int, token: str = "word") -> None:
-        self.rank = rank
-        self.connection = socket.create_connection(("127.0.0.1", port), 20)
-        self.lines = self.connection.makefile("rb")
-        self.say(hello=rank, host=f"host{rank}", token=token)
-
-    def say(self, **what: Any) -> None:
-        self.send(json.dumps(what).encode() + b"\n")
-
-    def send(self, data: bytes) -> None:
-        self.connection.sendall(data)
-
-    def fail(self, message: str) -> None:
-        self.say(failure=Failure(self.rank, f"host{self.rank}", message).packed())
-
-    def hears(self) -> Any:
-        """The next line, or None where the board has closed."""
-        line = self.lines.readline()
-        return json.loads(line) if line else None
-
-    def close(self) -> None:
-        self.lines.close()
-        self.connection.close()
-
-
-class Open:
-    """A board of some ranks, of which so many have come, and what it has shown."""
-
-    def __init__(self, world: int, come: int | None = None) -> None:
-        self.shown: list[Failure] = []
-        listener = socket.create_server(("127.0.0.1", 0))
-        self.port = listener.getsockname()[1]
-        self.board = Board(listener, "word", world, self.shown.append, None)
-        self.ranks = [Rank(self.port, rank) for rank in range(world if come is None else come)]
-
-    def __enter__(self) -> Open:
-        self.board.start()
-        while len(self.board._guests) < len(self.ranks):
-            time.sleep(0.01)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for rank in self.ranks:
-            rank.close()
-        self.board.join(20)
-        assert not self.board.is_alive()
 
 
 @pytest.fixture(autouse=True)
@@ -209,87 +156,6 @@ def test_a_process_that_hangs_is_killed_at_the_end() -> None:
         opened.ranks[1].fail("on fire")
         assert opened.ranks[0].hears() == {"end": 1}
     assert child.wait(20) == -signal.SIGKILL
-
-
-@pytest.fixture
-def meetings(monkeypatch: pytest.MonkeyPatch) -> list[Meeting]:
-    monkeypatch.setattr(meeting, "ATTEMPT_SECONDS", 1.0)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    return [Meeting("127.0.0.1", port, rank, 2) for rank in range(2)]
-
-
-def test_ranks_find_the_board_through_the_store(meetings: list[Meeting]) -> None:
-    store, listener, token = meetings[0].open_board()
-    connection, word = meetings[1].find_board()
-    with listener, connection:
-        assert word == token
-        assert len(token) == 32
-        assert connection.getpeername() == listener.getsockname()
-        assert listener.getsockname()[0] == "127.0.0.1"
-        assert connection.gettimeout() is None
-        assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
-        options = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
-        assert [connection.getsockopt(socket.IPPROTO_TCP, option) for option in options] == [15, 5, 3]
-    del store
-
-
-def test_a_rank_may_come_before_rank_0(meetings: list[Meeting], monkeypatch: pytest.MonkeyPatch) -> None:
-    opened: list[Any] = []
-    tries: list[float] = []
-
-    def rank_0_comes(seconds: float) -> None:
-        # At the first retry, not after a time: torch waits as long as it likes within an attempt.
-        if not tries:
-            opened.append(meetings[0].open_board())
-        tries.append(seconds)
-
-    monkeypatch.setattr(meeting.time, "sleep", rank_0_comes)
-    connection, word = meetings[1].find_board()
-    ((store, listener, token),) = opened
-    with listener, connection:
-        assert word == token
-    assert tries[0] == 1.0
-    del store
-
-
-def test_a_rank_without_rank_0_gives_up_with_its_parent_or_in_time(
-    meetings: list[Meeting], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    message = f"rank 1 finds no rank 0 at 127.0.0.1:{meetings[1].port}: it is gone, or never came"
-    orphan = Meeting("127.0.0.1", meetings[1].port, 1, 2, parent=-1)
-    with pytest.raises(HardwareError, match=message):
-        orphan.find_board()
-    monkeypatch.setattr(meeting, "ARRIVAL_SECONDS", 0.5)
-    with pytest.raises(HardwareError, match=message):
-        meetings[1].find_board()
-
-
-@pytest.mark.parametrize(
-    ("environment", "place"),
-    [
-        ({}, None),
-        ({"TORCHELASTIC_RUN_ID": "x", "RANK": "3", "WORLD_SIZE": "4"}, (3, 4, False)),
-        ({"TORCHELASTIC_RUN_ID": "x", "RANK": "0", "WORLD_SIZE": "1"}, None),
-        ({"RLVR_FIRST_RANK": "4", "LOCAL_RANK": "1", "WORLD_SIZE": "8"}, (5, 8, True)),
-        ({"LOCAL_RANK": "1", "WORLD_SIZE": "8"}, None),
-    ],
-)
-def test_a_launched_process_knows_its_place(
-    environment: dict[str, str], place: tuple[int, int, bool] | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("TORCHELASTIC_RUN_ID", "RLVR_FIRST_RANK", "RANK", "LOCAL_RANK", "WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in {"MASTER_ADDR": "node0", "MASTER_PORT": "29", **environment}.items():
-        monkeypatch.setenv(name, value)
-    found = launched()
-    if place is None:
-        assert found is None
-    else:
-        assert found is not None
-        assert (found.host, found.port, found.rank, found.world) == ("node0", 29, *place[:2])
-        assert (found.parent is not None) == place[2]
 
 
 def test_a_failure_in_words(tmp_path: Any, capfd: pytest.CaptureFixture[str]) -> None:

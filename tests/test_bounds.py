@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from by_hand import Token, mean, tokens
 from objectives import AGGREGATORS, HIGH, Case, random_case, stats_of
-from test_methods import Token, mean, tokens
 
 from rlvr_lightning.methods.constraints.bapo import BAPO
 from rlvr_lightning.methods.constraints.dppo import DPPO

@@ -1,27 +1,18 @@
-"""Where a setting's range ends: the edge itself, and what lies beyond; defaults that are the yaml's; values that stay."""
+"""Where a setting's range ends: the edge itself, and what lies beyond."""
 
 from __future__ import annotations
 
-import dataclasses
-import importlib
 import inspect
 import math
-import pkgutil
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from hydra.utils import get_class
-from omegaconf import OmegaConf
 
 import rlvr_lightning
 from rlvr_lightning.config.build import build_data
 from rlvr_lightning.config.components import component, model_source
-from rlvr_lightning.config.compose import compose, config_dir
+from rlvr_lightning.config.compose import compose
 from rlvr_lightning.errors import ConfigError
-from rlvr_lightning.rollout.collector import RolloutReport
 from rlvr_lightning.training.optim import OptimSettings
 
 TINY, INF, NAN = 1e-9, math.inf, math.nan
@@ -174,50 +165,6 @@ def test_words_that_are_not_known_are_refused() -> None:
     assert tried == 11
 
 
-# A yaml of another method that has the same class.
-VARIATIONS = {
-    "advantage/dr_grpo",
-    "constraint/archer",
-    "constraint/clip_higher",
-    "constraint/unclipped",
-    "verifier/composite",
-}
-
-
-def own_yamls() -> Iterator[tuple[str, dict[str, Any]]]:
-    for group in sorted(
-        {path.parent.name for path in config_dir().glob("*/*.yaml")} - {"experiment", "engine", "benchmark"}
-    ):
-        for path in sorted((config_dir() / group).glob("*.yaml")):
-            held = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-            name = f"{group}/{path.stem}"
-            if isinstance(held, dict) and str(held.get("_target_", "")).startswith("rlvr") and name not in VARIATIONS:
-                yield name, {str(key): value for key, value in held.items()}
-
-
-@pytest.mark.parametrize(("yaml", "held"), [*own_yamls()], ids=lambda value: value if isinstance(value, str) else "")
-def test_the_defaults_of_a_class_are_those_of_its_yaml(yaml: str, held: dict[str, Any]) -> None:
-    kind = get_class(held.pop("_target_"))
-    parameters = inspect.signature(kind).parameters
-    compared = 0
-    for name, value in held.items():
-        plain = not isinstance(value, dict) and not (isinstance(value, str) and ("${" in value or value == "???"))
-        if plain and name in parameters and parameters[name].default is not inspect.Parameter.empty:
-            if yaml.startswith("task/") and name == "template":
-                continue
-            default = parameters[name].default
-            assert ([*default] if isinstance(default, tuple) else default) == value, name
-            compared += 1
-    assert compared or yaml.endswith(("eighty_twenty", "single", "rloo", "token_mean", "overlong", "countdown"))
-
-
-def test_the_defaults_of_the_optimizer_are_the_configurations() -> None:
-    held = OmegaConf.to_container(compose([]).optim)
-    assert isinstance(held, dict)
-    own = {item.name: item.default for item in dataclasses.fields(OptimSettings)}
-    assert own == {**held, "betas": tuple(held["betas"])}
-
-
 def test_the_optimizers_settings_are_taken_up_to_their_edges() -> None:
     inside: dict[str, tuple[Any, ...]] = {"lr": (0, 9), "weight_decay": (0, 9), "warmup_steps": (0, 9)}
     inside |= {"grad_clip": (None, TINY, 9), "betas": ((0, 0), (1 - TINY, 1 - TINY))}
@@ -263,68 +210,3 @@ def test_settings_of_a_rollout_phase_are_taken_up_to_their_edges(name: str) -> N
     for value in outside:
         with pytest.raises(ConfigError, match=f"rollout.{name}"):
             built(value)
-
-
-def test_a_report_is_of_its_sums() -> None:
-    report = RolloutReport()
-    totals = {"responses": 40, "graded": 32, "reward": 8.0, "tokens": 500, "truncated": 10}
-    totals |= {
-        "dropped": 5,
-        "groups": 16,
-        "equal_groups": 6.0,
-        "ranks": 4,
-        "batches": 12,
-        "refilled": 7,
-        "masked": 2,
-        "lag": 60.0,
-    }
-    totals |= {
-        "correct": 4,
-        "kind/correct": 4,
-        "kind/wrong": 20,
-        "kind/unparsable": 8,
-        "kind/timeout": 2,
-        "kind/error": 6,
-    }
-    for name, value in (totals | {"sampling_s": 8.0, "verifying_s": 6.0, "shaped": -4.0}).items():
-        report.add(name, value / 2)
-        report.add(name, value / 2)
-    assert report.metrics(torch.device("cpu")) == {
-        "reward/mean": 0.25,
-        "reward/shaped": -0.125,
-        "rollout/accuracy": 0.125,
-        "rollout/responses": 40,
-        "rollout/response_tokens": 12.5,
-        "rollout/truncated": 0.25,
-        "rollout/equal_groups": 0.375,
-        "rollout/masked": 2,
-        "rollout/lag": 1.5,
-        "rollout/dropped": 5,
-        "rollout/generation_batches": 3,
-        "rollout/refilled_groups": 7,
-        "verifier/correct": 0.1,
-        "verifier/wrong": 0.5,
-        "verifier/unparsable": 0.2,
-        "verifier/timeout": 0.05,
-        "verifier/error": 0.15,
-        # 500 tokens in 8 seconds of four ranks, each at work for two of them
-        "perf/sampling_tokens_per_s": 250.0,
-        "perf/verifying_s": 1.5,
-    }
-    empty = RolloutReport(dict.fromkeys(totals | {"sampling_s": 0.0, "verifying_s": 0.0}, 0.0) | {"ranks": 1.0})
-    assert set(empty.metrics(torch.device("cpu")).values()) == {0.0}
-
-
-def test_values_do_not_change() -> None:
-    """Every data class is frozen, but for the sums of a phase and of a program's tests, and what ranks tell each other."""
-    folder = [str(Path(rlvr_lightning.__file__).parent)]
-    found: dict[str, bool] = {}
-    for module in pkgutil.walk_packages(folder, "rlvr_lightning."):
-        # The last one is vLLM's to import.
-        if module.name.endswith(("__main__", "math_worker", "vllm.worker")):
-            continue
-        for name, kind in vars(importlib.import_module(module.name)).items():
-            if isinstance(kind, type) and dataclasses.is_dataclass(kind) and kind.__module__ == module.name:
-                found[name] = kind.__dataclass_params__.frozen  # type: ignore[attr-defined]
-    assert len(found) > 20
-    assert {name for name, frozen in found.items() if not frozen} == {"RolloutReport", "Outcome", "Guest"}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
-from test_board import Open
+from boards import Open
 from waiting import until
 
 from rlvr_lightning.errors import ConfigError, HardwareError

@@ -85,7 +85,7 @@ REACHES: dict[str, tuple[Any, Where, Any]] = {
 # They make no run but decide whether there is one, or are read by a verb.
 ELSEWHERE = {
     "rollout.top_p": "test_cli.py",
-    "evaluation.folder": "test_benchmarks.py",
+    "evaluation.folder": "test_unmeasurable.py",
     "evaluation.models": "test_benchmarks.py",
     "evaluation.every_n_steps": "test_benchmarks.py",
     "evaluation.samples": "test_benchmarks.py",

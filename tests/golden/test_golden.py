@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conformance import checks, compute, main, read
+from conformance import checks, main
+from golden_cases import compute, read
 
 OWN = Path(__file__).parent / "data"
 SHARED = Path(__file__).parents[2].parent / "shared" / "golden"

@@ -1,65 +1,30 @@
-"""The pool with real processes: hung, killed, dying ones; equal verdicts whatever their number; nothing left behind."""
+"""The pool with real processes: hung, killed, dying ones; equal verdicts whatever their number."""
 
 from __future__ import annotations
 
-import gc
 import os
-import signal
-import subprocess
 import sys
-import textwrap
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from verifiers.pooled import Scripted, Unmakeable, Waiting
+from verifiers.pools import Open, children, judged, opening, problem
 
 from rlvr_lightning.errors import ConfigError
-from rlvr_lightning.types import Problem, Verdict
+from rlvr_lightning.types import Verdict
 from rlvr_lightning.verifiers.exact import ExactVerifier
-from rlvr_lightning.verifiers.judging import Judgement
 from rlvr_lightning.verifiers.math import MathVerifier
 from rlvr_lightning.verifiers.pool import MOST_LANES, VerifierPool
-
-Open = Callable[..., VerifierPool]
-BEFORE: list[psutil.Process] = []
-ROOT = Path(__file__).parents[2]
-
-
-def problem(answer: str = "4", name: str = "p1") -> Problem:
-    return Problem(name, (), answer)
 
 
 @pytest.fixture
 def opened() -> Iterator[Open]:
-    BEFORE[:] = psutil.Process().children(recursive=True)
-    pools: list[VerifierPool] = []
-
-    def make(verifier: Any, **settings: Any) -> VerifierPool:
-        pools.append(VerifierPool(verifier, **settings))
-        return pools[-1]
-
-    yield make
-    for pool in pools:
-        pool.close()
-
-
-def judged(pool: VerifierPool, *responses: str) -> list[Judgement]:
-    return pool.collect([pool.submit(response, problem()) for response in responses])
-
-
-def children() -> list[psutil.Process]:
-    """Processes since the test began: other tests of this process may have left theirs at work."""
-    return [process for process in psutil.Process().children(recursive=True) if process not in BEFORE]
-
-
-def gone(processes: list[psutil.Process], within_s: float = 10.0) -> bool:
-    _, alive = psutil.wait_procs(processes, within_s)
-    return all(process.status() == psutil.STATUS_ZOMBIE for process in alive)
+    with opening() as make:
+        yield make
 
 
 def test_verdicts_come_in_order_from_other_processes(opened: Open) -> None:
@@ -176,96 +141,6 @@ def test_a_verifier_that_cannot_be_made_in_a_worker_is_refused(opened: Open) -> 
         judged(opened(Unmakeable(), workers=1), "4")
 
 
-@pytest.mark.parametrize("verifier", [Scripted(), MathVerifier(timeout_s=60.0)])
-def test_close_leaves_no_process_and_is_no_end(opened: Open, verifier: Any) -> None:
-    pool = opened(verifier, workers=2, timeout_s=300.0)
-    for _ in range(2):
-        found = judged(pool, *(rf"\boxed{{{place}\sqrt{{2}}}}" for place in range(8)))
-        assert [one.kind for one in found] == ["wrong"] * 8
-        started = children()
-        assert len(started) >= 2
-        pool.close()
-        pool.close()
-        assert children() == []
-        assert gone(started, 1.0)
-
-
-def test_close_does_not_wait_for_what_hangs(opened: Open) -> None:
-    pool = opened(Scripted(), workers=2)
-    judged(pool, "4")
-    for place in range(6):
-        pool.submit(f"sleep 60{place}", problem())
-    time.sleep(0.3)
-    began = time.perf_counter()
-    pool.close()
-    assert time.perf_counter() - began < 20
-    assert children() == []
-
-
-def script(body: str) -> subprocess.Popen[str]:
-    """A process that uses a pool and prints a line when it is at work."""
-    head = """
-        import os, signal, sys, time
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background processes do not hear it
-        from rlvr_lightning.types import Problem
-        from rlvr_lightning.verifiers.pool import MOST_LANES, VerifierPool
-        from rlvr_lightning.verifiers.math import MathVerifier
-        from verifiers.pooled import Scripted
-        problem = Problem("p", (), "4")
-    """
-    path = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
-    return subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(head) + textwrap.dedent(body)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": path},
-    )
-
-
-AT_WORK = """
-    pool = VerifierPool(Scripted(), workers=3)
-    pool.collect([pool.submit(f"sleep 0.{place}", problem) for place in (3, 4, 5)])
-    futures = [pool.submit(answer, problem) for answer in ("spin", "power", "sleep 600")]
-    time.sleep(0.5)
-    print("at work", flush=True)
-    pool.collect(futures)
-"""
-
-
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_nothing_outlives_the_run(how: signal.Signals) -> None:
-    process = script(AT_WORK)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "at work\n"
-    workers = psutil.Process(process.pid).children(recursive=True)
-    assert len(workers) == 3
-    process.send_signal(how)
-    assert process.wait(60) == -how
-    assert gone(workers, 30.0)
-    process.communicate()
-
-
-def test_a_run_that_forgets_to_close_ends_quietly() -> None:
-    process = script(
-        """
-        pool = VerifierPool(MathVerifier(timeout_s=60.0), workers=2)
-        found = pool.collect([pool.submit(rf"\\\\boxed{{\\\\sqrt{{{place}}}}}", problem) for place in range(14, 18)])
-        import psutil
-        print([one.kind for one in found], [child.pid for child in psutil.Process().children(recursive=True)])
-        """
-    )
-    out, err = process.communicate(timeout=400)
-    assert (process.returncode, err) == (0, "")
-    kinds, _, pids = out.partition("] ")
-    assert kinds == "['wrong', 'wrong', 'correct', 'wrong'"
-    numbers = [int(pid) for pid in pids.strip("[]\n").split(", ")]
-    # Two workers with a process of the library each, and where the machine is so busy that they are late, others.
-    assert len(numbers) >= 4
-    time.sleep(1.0)
-    assert not any(psutil.pid_exists(pid) for pid in numbers)
-
-
 def test_hung_ones_hold_up_no_other(opened: Open) -> None:
     """With one worker three responses that never end keep none of the others waiting."""
     pool = opened(Scripted(), workers=1, timeout_s=300.0)
@@ -299,20 +174,6 @@ def test_there_is_an_end_to_the_workers_added(opened: Open) -> None:
     found = judged(pool, *(f"sleep 60{place}" for place in range(9)), "4")
     assert [one.kind for one in found] == ["timeout"] * 9 + ["correct"]
     assert len(children()) <= MOST_LANES
-
-
-def test_a_pool_nobody_holds_ends_at_once() -> None:
-    """Not when garbage is looked for: its workers hold memory and files."""
-    before = psutil.Process().children(recursive=True)
-    gc.disable()
-    try:
-        pool = VerifierPool(Scripted(), workers=1)
-        judged(pool, "4")
-        (worker,) = [child for child in psutil.Process().children(recursive=True) if child not in before]
-        del pool
-        assert gone([worker])
-    finally:
-        gc.enable()
 
 
 class NoRoom(VerifierPool):
