@@ -67,7 +67,7 @@ def rows(folder: Path) -> list[Row]:
 
 def test_it_learns(runs: Runs) -> None:
     rewards = [float(row["reward/mean"]) for row in rows(runs[FIRST])]
-    # Of 0.43 and 0.71, with 320 responses each.
+    # Means of 320 responses each: one standard deviation of their difference is at most 0.04.
     assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 + 0.15
 
 
